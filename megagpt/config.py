@@ -7,7 +7,7 @@ Defaults are the GPT-3 recipe of Brown et al. 2020, appendix B, where the paper 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 _TOKEN_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -29,13 +29,24 @@ def parse_tokens(value: Any) -> Any:
     return int(amount)
 
 
+def parse_split(value: Any) -> Any:
+    """Three shares of 0 to 1 as a tuple of floats. Raises ValueError with the fix."""
+    wanted = "must be three numbers from 0 to 1 for training, validation and test, such as [0.98, 0.01, 0.01]"
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise ValueError(wanted)
+    if any(isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1 for share in value):
+        raise ValueError(wanted)
+    return tuple(float(share) for share in value)
+
+
 Tokens = Annotated[int, BeforeValidator(parse_tokens)]
+Split = Annotated[tuple[float, float, float], BeforeValidator(parse_split)]
 
 
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, no silent cast of strings to numbers or back."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -49,11 +60,15 @@ class RunSection(Section):
 class ModelSection(Section):
     """Shape of the decoder."""
 
-    name: str = Field("gpt", min_length=1, description="name of the model family member, stored in checkpoints and exports")
+    name: str = Field(
+        "gpt", min_length=1, description="name of the model family member, stored in checkpoints and exports"
+    )
     num_layers: int = Field(12, ge=1, description="number of decoder layers")
     num_heads: int = Field(12, ge=1, description="number of attention heads; divides hidden_size")
     hidden_size: int = Field(768, ge=1, description="width of the residual stream (d_model)")
-    ffn_hidden_size: int | None = Field(None, ge=1, description="width of the feed-forward layer; unset: 4 * hidden_size")
+    ffn_hidden_size: int | None = Field(
+        None, ge=1, description="width of the feed-forward layer; unset: 4 * hidden_size"
+    )
     sequence_length: int = Field(2048, ge=2, description="context in tokens, and number of learned positions")
     vocab_size: int | None = Field(
         None, ge=2, description="token ids the model can hold, before padding; unset: what the tokenizer has"
@@ -63,10 +78,14 @@ class ModelSection(Section):
         "gelu_tanh", description="form of GELU: the tanh approximation (GPT-2, GPT-3) or the exact erf"
     )
     layer_norm_epsilon: float = Field(1e-5, gt=0, description="epsilon of every LayerNorm")
-    hidden_dropout: float = Field(0.0, ge=0, lt=1, description="dropout after the embedding, attention and feed-forward outputs")
+    hidden_dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout after the embedding, attention and feed-forward outputs"
+    )
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of attention probabilities")
     init_std: float = Field(
-        0.02, gt=0, description="standard deviation of initial weights; residual projections divide it by sqrt(2 * num_layers)"
+        0.02,
+        gt=0,
+        description="standard deviation of initial weights; residual projections divide it by sqrt(2 * num_layers)",
     )
 
 
@@ -80,8 +99,8 @@ class DataSection(Section):
     """The indexed dataset and how sequences are cut from it."""
 
     path: str | None = Field(None, min_length=1, description="indexed dataset without suffix: PATH.bin and PATH.idx")
-    split: tuple[float, float, float] = Field(
-        (0.98, 0.01, 0.01), strict=False, description="shares of documents for training, validation and test; they sum to 1"
+    split: Split = Field(
+        (0.98, 0.01, 0.01), description="shares of documents for training, validation and test; they sum to 1"
     )
     separate_documents: bool = Field(
         False, description="keep packed documents apart: attention and positions restart at each document"
@@ -92,21 +111,29 @@ class TrainSection(Section):
     """Length, batch, precision, optimizer and learning rate."""
 
     tokens: Tokens = Field(300 * 10**9, gt=0, description="tokens to train on; ignored where train.steps is set")
-    steps: int | None = Field(None, ge=1, description="optimizer steps to train for; unset: as many as train.tokens needs")
-    batch_tokens: Tokens = Field(524_288, gt=0, description="tokens a step over all ranks; a multiple of sequence_length")
+    steps: int | None = Field(
+        None, ge=1, description="optimizer steps to train for; unset: as many as train.tokens needs"
+    )
+    batch_tokens: Tokens = Field(
+        524_288, gt=0, description="tokens a step over all ranks; a multiple of sequence_length"
+    )
     micro_batch_size: int = Field(1, ge=1, description="most sequences in one forward pass on one rank")
     batch_ramp_start_tokens: Tokens = Field(
         32_768, gt=0, description="tokens a step at the start of the batch ramp, and the increment by which it grows"
     )
-    batch_ramp_tokens: Tokens = Field(0, ge=0, description="tokens over which the batch grows to batch_tokens; 0: no ramp")
+    batch_ramp_tokens: Tokens = Field(
+        0, ge=0, description="tokens over which the batch grows to batch_tokens; 0: no ramp"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="number format of weights and activations")
     recompute: Literal["none", "selective", "full"] = Field(
-        "none", description="activations recomputed in the backward pass: none, attention (selective) or whole layers (full)"
+        "none",
+        description="activations recomputed in the backward pass: none, attention (selective) or whole layers (full)",
     )
     lr: float = Field(6.0e-4, gt=0, description="peak learning rate")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final learning rate as a share of the peak")
     lr_schedule: Literal["cosine", "linear", "constant", "wsd", "noam"] = Field(
-        "cosine", description="decay after warm-up; wsd: constant, then linear over the last wsd_decay_share of decay_tokens"
+        "cosine",
+        description="decay after warm-up; wsd: constant, then linear over the last wsd_decay_share of decay_tokens",
     )
     warmup_tokens: Tokens = Field(375 * 10**6, ge=0, description="tokens of linear warm-up from zero")
     decay_tokens: Tokens = Field(260 * 10**9, gt=0, description="tokens at which the decay ends, warm-up included")
@@ -117,7 +144,9 @@ class TrainSection(Section):
     weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay of matrices; biases and norms have none")
     clip_grad: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
     fp16_initial_scale_power: int = Field(16, ge=0, le=32, description="fp16: the loss scale starts at 2 to this power")
-    fp16_scale_window_steps: int = Field(1000, ge=1, description="fp16: steps without overflow before the scale doubles")
+    fp16_scale_window_steps: int = Field(
+        1000, ge=1, description="fp16: steps without overflow before the scale doubles"
+    )
 
 
 class ParallelSection(Section):
@@ -145,7 +174,8 @@ class CheckpointSection(Section):
     interval_steps: int = Field(1000, ge=0, description="steps between checkpoints; 0: only at the end")
     keep: int = Field(3, ge=1, description="newest checkpoints kept; older ones are removed")
     resume: Literal["auto", "never"] = Field(
-        "auto", description="auto: continue from the folder's latest checkpoint; never: refuse to start where one exists"
+        "auto",
+        description="auto: continue from the folder's latest checkpoint; never: refuse to start where one exists",
     )
 
 
@@ -165,16 +195,10 @@ class RunConfig(Section):
     model: ModelSection = Field(default_factory=ModelSection, description="shape of the decoder")
     tokenizer: TokenizerSection = Field(default_factory=TokenizerSection, description="tokenizer")
     data: DataSection = Field(default_factory=DataSection, description="dataset")
-    train: TrainSection = Field(default_factory=TrainSection, description="length, batch, precision, optimizer, learning rate")
+    train: TrainSection = Field(
+        default_factory=TrainSection, description="length, batch, precision, optimizer, learning rate"
+    )
     parallel: ParallelSection = Field(default_factory=ParallelSection, description="layout over ranks")
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="validation")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="saving and resuming")
     log: LogSection = Field(default_factory=LogSection, description="metrics")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_base(cls, value: Any) -> Any:
-        """`base` is resolved by config_file.py before validation; reaching here means a second level."""
-        if isinstance(value, dict) and "base" in value:
-            raise ValueError("`base` is allowed one level deep: a base file cannot name another base")
-        return value
