@@ -1,0 +1,61 @@
+"""What the parts of a stage share: how they are built, and what one forward pass tells every layer."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from megagpt.kernels.dropout import mix
+from megagpt.model.spec import ModelSpec
+from megagpt.parallel.mcore_config import McoreConfig
+from megagpt.parallel.mesh import Mesh
+
+
+def no_init(tensor: Tensor) -> Tensor:
+    """Leaves a parameter as it is: `model/init.py` fills every parameter by its global name."""
+    return tensor
+
+
+@dataclass(frozen=True)
+class StageBuild:
+    """What every part of a stage is built from."""
+
+    spec: ModelSpec
+    mesh: Mesh
+    mcore: McoreConfig
+    recompute: str = "none"  # none, selective (attention core) or full (whole layers)
+
+    @property
+    def sequence_parallel(self) -> bool:
+        """Hidden states between layers are cut along the sequence over tensor ranks."""
+        return self.mcore.sequence_parallel
+
+    def hidden_dropout_seed(self, seed: int | None) -> int | None:
+        """Seed of dropout on hidden states: equal on tensor ranks, which hold copies; different where they hold parts."""
+        return mix(seed, self.mesh.tensor_rank + 1) if seed is not None and self.sequence_parallel else seed
+
+
+class LayerContext(NamedTuple):
+    """What one forward pass of one micro-batch tells every layer."""
+
+    mask: Tensor | None = None  # [B, 1, S, S] bool where documents are kept apart; None: causal
+    dropout_seed: int | None = None  # None: no dropout
+
+
+class LayerCache:
+    """Keys and values of one layer during generation; grows in place up to the model's context.
+
+    Buffers are [B, N_local, S_max, D]; `length` positions are filled.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values, self.length = keys, values, 0
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, N_local, Q, D] of the newest positions; returns all filled so far, [B, N_local, length, D]."""
+        end = self.length + key.shape[2]
+        assert end <= self.keys.shape[2], f"cache of {self.keys.shape[2]} positions cannot hold {end}"
+        self.keys[:, :, self.length : end] = key
+        self.values[:, :, self.length : end] = value
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]

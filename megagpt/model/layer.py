@@ -1,0 +1,31 @@
+"""One decoder layer: two residual lines, pre-LayerNorm as in GPT-2 and GPT-3 (Radford et al. 2019, §2.3)."""
+
+from torch import Tensor, nn
+
+from megagpt.kernels.dropout import dropout, mix
+from megagpt.kernels.layer_norm import LayerNorm
+from megagpt.model.attention import SelfAttention
+from megagpt.model.context import LayerCache, LayerContext, StageBuild
+from megagpt.model.mlp import MLP
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each normalised before and added to the residual stream after."""
+
+    def __init__(self, build: StageBuild) -> None:
+        super().__init__()
+        spec, dtype, device = build.spec, build.mcore.params_dtype, build.mesh.device
+        self.build = build
+        self.attention_norm = LayerNorm(spec.hidden_size, spec.layer_norm_epsilon, dtype, device)
+        self.attention = SelfAttention(build)
+        self.mlp_norm = LayerNorm(spec.hidden_size, spec.layer_norm_epsilon, dtype, device)
+        self.mlp = MLP(build)
+
+    def forward(self, hidden: Tensor, context: LayerContext, cache: LayerCache | None = None) -> Tensor:
+        """[S, B, H] to [S, B, H]."""
+        hidden = hidden + self._dropout(self.attention(self.attention_norm(hidden), context, cache), context, site=1)
+        return hidden + self._dropout(self.mlp(self.mlp_norm(hidden)), context, site=2)
+
+    def _dropout(self, values: Tensor, context: LayerContext, site: int) -> Tensor:
+        seed = self.build.hidden_dropout_seed(context.dropout_seed)
+        return dropout(values, self.build.spec.hidden_dropout, None if seed is None else mix(seed, site))

@@ -1,0 +1,201 @@
+"""Where megatron-core and DeepSpeed meet: one optimizer step over any layout.
+
+megatron-core runs the micro-batches, DeepSpeed owns the data-parallel reduction, ZeRO, clipping and the update. The
+order of a step is fixed: micro-batches → norm gradients over the tensor group → tied embedding over the two ends of
+the pipeline → check that all is finite → data-parallel reduction → clip and update.
+"""
+
+import contextlib
+import io
+import logging
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megagpt.data.batch import Batch
+from megagpt.parallel.cpu import patch_deepspeed_for_cpu
+from megagpt.parallel.mcore_config import McoreConfig
+from megagpt.parallel.mesh import DeepSpeedMesh, Mesh
+from megagpt.parallel.schedule import ScheduleChunk, TokenLoss, make_chunks, run_schedule
+
+
+class UpdateResult(NamedTuple):
+    """What one optimizer step did."""
+
+    grad_norm: float  # global norm before clipping
+    lr: float
+    applied: bool  # False: fp16 found an overflow and lowered its loss scale instead
+    loss_scale: float  # 1 unless fp16
+
+
+class StageModule(nn.Module):
+    """The chunks of one rank as the single module DeepSpeed asks for."""
+
+    def __init__(self, chunks: list[nn.Module]) -> None:
+        super().__init__()
+        self.chunks = nn.ModuleList(chunks)
+
+    def forward(self, number: int, batch: Batch, hidden: Tensor | None, dropout_seed: int | None) -> Tensor:
+        """Run one chunk."""
+        return self.chunks[number](batch, hidden, dropout_seed)
+
+
+def global_named_parameters(chunks: nn.ModuleList) -> dict[str, nn.Parameter]:
+    """Parameters of a rank's chunks by their global names."""
+    named: dict[str, nn.Parameter] = {}
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            assert name not in named, f"two chunks of one rank hold {name}"
+            named[name] = parameter
+    return named
+
+
+class Engine:
+    """The model of one rank with its optimizer. Every rank of the mesh builds one and calls its methods together."""
+
+    def __init__(
+        self,
+        chunks: list[nn.Module],
+        mesh: Mesh,
+        mcore: McoreConfig,
+        deepspeed_config: dict[str, Any],
+        optimizer: torch.optim.Optimizer,
+        clip_grad: float,
+    ) -> None:
+        import deepspeed  # slow to import, and not needed for inference
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.mesh = mesh
+        self.zero_stage = int(deepspeed_config["zero_optimization"]["stage"])
+        self._fp16 = "fp16" in deepspeed_config
+        self._clip_grad = clip_grad
+        patch_deepspeed_for_cpu()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints memory tables at every start
+            deepspeed.init_distributed(dist_init_required=False, verbose=False)
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=StageModule(chunks),
+                optimizer=optimizer,
+                config=deepspeed_config,
+                mpu=DeepSpeedMesh(mesh),
+                dist_init_required=False,
+            )
+        self.optimizer = self.deepspeed.optimizer
+        # ZeRO 0 and 1: ours to call, once, after the sums over tensor and embedding groups. ZeRO 2 and 3 shard
+        # gradients inside the backward pass; the plan refuses layouts that need those sums there
+        self._reduces_in_backward = self.zero_stage >= 2
+        self.deepspeed.enable_backward_allreduce = self._reduces_in_backward
+        self._forwards_left = 0
+        self.module: StageModule = self.deepspeed.module
+        self.named_parameters = global_named_parameters(self.module.chunks)
+        mcore.grad_scale_func = self._scale_loss if self._fp16 else None
+        self._chunks: list[ScheduleChunk] = make_chunks(len(chunks), self._forward_chunk, mcore)
+
+    def forward_backward(
+        self, micro_batches: list[Batch], loss_weight: float, dropout_seed: int | None
+    ) -> list[TokenLoss]:
+        """Accumulate the gradients of one step's micro-batches. Sends and receives over the pipeline group."""
+        self.module.train()
+        self.deepspeed.set_gradient_accumulation_boundary(False)
+        self._forwards_left = len(micro_batches)
+        return run_schedule(self._chunks, self.mesh, micro_batches, loss_weight, dropout_seed, forward_only=False)
+
+    def evaluate(self, micro_batches: list[Batch]) -> list[TokenLoss]:
+        """Losses without dropout or gradients. Sends and receives over the pipeline group."""
+        self.module.eval()
+        return run_schedule(self._chunks, self.mesh, micro_batches, 1.0, None, forward_only=True)
+
+    def reduce_model_parallel_gradients(self) -> None:
+        """Sum what tensor and pipeline ranks each saw a part of: over the tensor and the embedding group."""
+        if self.mesh.tensor_size > 1:
+            for parameter in self.named_parameters.values():
+                if parameter.sequence_parallel:  # type: ignore[attr-defined]
+                    dist.all_reduce(self.gradient(parameter), group=self.mesh.tensor_group)
+        if self.mesh.embedding_group is not None:
+            table = self.named_parameters["embedding.tokens.weight"]
+            dist.all_reduce(self.gradient(table), group=self.mesh.embedding_group)
+
+    def local_gradients_finite(self) -> bool:
+        """Whether every gradient this rank holds is finite; in fp16 always True: overflow there lowers the loss scale.
+
+        One pass over the gradients: the sum of squares is not finite if any element is not.
+        """
+        if self._fp16:
+            return True
+        norms = torch._foreach_norm(self._held_gradients())
+        return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+
+    def update(self, lr: float) -> UpdateResult:
+        """Reduce over the data group, clip by the global norm and update the weights."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.deepspeed.set_gradient_accumulation_boundary(True)
+        loss_scale = self._loss_scale()
+        if not self._reduces_in_backward:
+            self.deepspeed.allreduce_gradients()
+        norm = self._clip_unpartitioned() if self.zero_stage == 0 else None
+        self.deepspeed.step()
+        if norm is None:
+            norm = float(self.deepspeed.get_global_grad_norm())
+        return UpdateResult(norm, lr, bool(self.deepspeed.was_step_applied()), loss_scale)
+
+    def gradient(self, parameter: nn.Parameter) -> Tensor:
+        """The accumulated gradient of a parameter where DeepSpeed keeps it; ZeRO 2 and 3 keep only shards.
+
+        bf16: float32 views of BF16_Optimizer (bf16_optimizer.py, fp32_groups_gradients); fp16: `grad_accum`
+        (stage_1_and_2.py, use_grad_accum_attribute); fp32: `grad`.
+        """
+        assert self.zero_stage < 2, "ZeRO 2 and 3 keep no whole gradients"
+        if hasattr(self.optimizer, "fp32_groups_gradients"):
+            return self._bf16_gradients()[parameter]
+        accumulated = getattr(parameter, "grad_accum", None)
+        gradient = parameter.grad if accumulated is None else accumulated
+        assert gradient is not None, "a parameter took no part in the backward pass"
+        return gradient
+
+    def _clip_unpartitioned(self) -> float:
+        """Clip whole gradients by their global norm and return it; reduces over one replica of the model.
+
+        DeepSpeed's own clipping without ZeRO counts the tied table twice when the pipeline has two ends
+        (runtime/utils.py, clip_grad_norm_).
+        """
+        counted = []
+        for parameter in self.named_parameters.values():
+            is_copy = not parameter.tensor_model_parallel and self.mesh.tensor_rank > 0  # type: ignore[attr-defined]
+            if not is_copy and not getattr(parameter, "ds_pipe_replicated", False):
+                counted.append(self.gradient(parameter))
+        total = torch.stack(torch._foreach_norm(counted)).square().sum()
+        dist.all_reduce(total, group=DeepSpeedMesh(self.mesh).get_model_parallel_group())
+        norm = float(total.sqrt())
+        if 0 < self._clip_grad < norm:
+            torch._foreach_mul_([self.gradient(p) for p in self.named_parameters.values()], self._clip_grad / norm)
+        return norm
+
+    def _bf16_gradients(self) -> dict[nn.Parameter, Tensor]:
+        groups = zip(self.optimizer.bf16_groups, self.optimizer.fp32_groups_gradients, strict=True)
+        return {p: g for group, gradients in groups for p, g in zip(group, gradients, strict=True)}
+
+    def _held_gradients(self) -> list[Tensor]:
+        if self.zero_stage < 2:
+            return [self.gradient(parameter) for parameter in self.named_parameters.values()]
+        return [g for shards in self.optimizer.averaged_gradients.values() for g in shards if g is not None]
+
+    def _forward_chunk(self, number: int, batch: Batch, hidden: Tensor | None, dropout_seed: int | None) -> Tensor:
+        # DeepSpeed refuses a backward pass driven from outside for ZeRO 0 if its own forward made the graph
+        # (engine.py, _support_torch_style_backward): there, nothing of it is needed before the reduction
+        run = self.deepspeed if self.zero_stage > 0 else self.module
+        if self._reduces_in_backward and self.module.training:
+            self._forwards_left -= 1
+            self.deepspeed.set_gradient_accumulation_boundary(self._forwards_left == 0)
+        output = run(number, batch, hidden, dropout_seed)
+        if self._fp16:
+            # only the last stage scales the loss; the others receive gradients that are scaled already
+            self.deepspeed._manual_backward_expected = True
+        return output
+
+    def _scale_loss(self, loss: Tensor) -> Tensor:
+        return self.deepspeed.scale(loss)
+
+    def _loss_scale(self) -> float:
+        return float(self.optimizer.loss_scale) if self._fp16 else 1.0
