@@ -5,6 +5,7 @@ Defaults are the GPT-3 recipe of Brown et al. 2020, appendix B, where the paper 
 """
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -21,9 +22,10 @@ def parse_tokens(value: Any) -> Any:
     match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kMBT]?)\s*", value)
     if match is None:
         raise ValueError(
-            'is not a number of tokens; write a whole number or one with a unit k, M, B or T (10^3 … 10^12), such as "375M"'
+            "is not a number of tokens; write a whole number or one with a unit k, M, B or T (10^3 … 10^12), "
+            'such as "375M"'
         )
-    amount = float(match[1].replace("_", "")) * _TOKEN_UNITS[match[2]]
+    amount = Decimal(match[1].replace("_", "")) * _TOKEN_UNITS[match[2]]
     if amount != int(amount):
         raise ValueError("is not a whole number of tokens")
     return int(amount)

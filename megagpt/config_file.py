@@ -145,7 +145,8 @@ def dump_toml(config: RunConfig) -> str:
 def _sections() -> dict[str, type[Section]]:
     sections: dict[str, type[Section]] = {}
     for name, info in RunConfig.model_fields.items():
-        assert isinstance(info.annotation, type) and issubclass(info.annotation, Section), name
+        assert isinstance(info.annotation, type), name
+        assert issubclass(info.annotation, Section), name
         sections[name] = info.annotation
     return sections
 

@@ -1,0 +1,155 @@
+"""Memory of one GPU by part, from documented formulae. An estimate to choose a layout by, not a measurement.
+
+In: model, layout, train section, micro-batches a step. Out: GpuMemory for a pipeline rank. Legend: L layers on the rank,
+B micro-batch, S sequence, H hidden, F feed-forward, N heads, V padded vocabulary, t tensor and D data ranks, P parameters
+on the rank, e bytes of a weight or activation (fp32: 4, bf16 and fp16: 2).
+
+weights      e P; ZeRO 3: e P / D, and one gathered layer or embedding
+gradients    e P; ZeRO 2 and 3: e P / D
+optimizer    fp32 AdamW moments 8 P, and the fp32 master copy 4 P (in fp32 DeepSpeed's ZeRO 1 to 3 keeps one too; ZeRO 0
+             does not); divided by D from ZeRO 1 on. Rajbhandari et al. 2020 (ZeRO), §3 and §5.
+activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, without its 5 N S term: the scores stay in the
+             fused attention kernel. Whole on each tensor rank, or divided by t with sequence parallelism: 4 e H for the
+             inputs of two norms, QKV and feed-forward, and 2 H of dropout masks where hidden_dropout > 0. Divided by t:
+             4 e H for Q, K, V and the input of the output projection, 2 e F around the GELU, 4 N of log-sum-exp.
+             recompute "selective" drops the log-sum-exp alone, as the fused kernel keeps no scores anyway. "full" keeps
+             e H a layer (divided by t with sequence parallelism) and all of one layer that is being recomputed.
+             The first stage adds its embedding dropout mask, the last the final norm's input.
+             Each is held for as many micro-batches as the schedule has in flight (see `chunks_in_flight`).
+logits       B S V / t of (2 e + 4) bytes: the logits, their gradient, and the fp32 softmax of the cross-entropy
+
+Not counted: CUDA context, NCCL and DeepSpeed buckets, kernel workspaces, fragmentation.
+"""
+
+from dataclasses import dataclass
+
+from megagpt.config import TrainSection
+from megagpt.model.cost import count_embedding_parameters, count_head_parameters, count_layer_parameters
+from megagpt.model.spec import ModelSpec
+from megagpt.plan_layout import Layout
+
+GIB = 2**30
+_MASTER_BYTES = 4
+_MOMENTS_BYTES = 8
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Bytes on each GPU of one pipeline rank."""
+
+    pipeline_rank: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+
+    @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """(name, bytes) of each part."""
+        return (
+            ("weights", self.weights_bytes),
+            ("gradients", self.gradients_bytes),
+            ("optimizer", self.optimizer_bytes),
+            ("activations", self.activations_bytes),
+            ("logits", self.logits_bytes),
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of the parts."""
+        return sum(size for _, size in self.parts)
+
+
+def rank_parameters(spec: ModelSpec, layout: Layout, pipeline_rank: int) -> int:
+    """Parameters that a GPU of this pipeline rank holds before ZeRO divides them (the tied table counts at both ends)."""
+    total = 0
+    for stage in layout.chunks(pipeline_rank):
+        total += stage.num_layers * count_layer_parameters(spec, layout.tensor)
+        if stage.has_embedding:
+            total += count_embedding_parameters(spec, layout.tensor)
+        if stage.has_head:
+            total += count_head_parameters(spec, layout.tensor, has_embedding=layout.pipeline == 1)
+    return total
+
+
+def chunks_in_flight(layout: Layout, pipeline_rank: int, num_micro_batches: int) -> int:
+    """Most (model chunk, micro-batch) pairs whose activations a rank holds at once.
+
+    1F1B: warm-up of pipeline - rank - 1 forward passes and one more. Interleaved: 2 (pipeline - rank - 1)
+    + (virtual - 1) * pipeline and one more (megatron-core, pipeline_parallel/schedules.py,
+    get_pp_rank_microbatches). Never more than there are.
+    """
+    ranks_after = layout.pipeline - pipeline_rank - 1
+    if layout.virtual_stages == 1:
+        return min(ranks_after + 1, num_micro_batches)
+    warm_up = 2 * ranks_after + (layout.virtual_stages - 1) * layout.pipeline
+    return min(warm_up + 1, layout.virtual_stages * num_micro_batches)
+
+
+def estimate_memory(
+    spec: ModelSpec, layout: Layout, train: TrainSection, pipeline_rank: int, num_micro_batches: int
+) -> GpuMemory:
+    """Peak bytes by part on a GPU of `pipeline_rank`, at the full batch."""
+    value_bytes = 4 if train.precision == "fp32" else 2
+    parameters = rank_parameters(spec, layout, pipeline_rank)
+    shards = [layout.data if layout.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    optimizer_shards, gradient_shards, weight_shards = shards
+    state_bytes = _MOMENTS_BYTES
+    if train.precision != "fp32" or layout.zero_stage >= 1:
+        state_bytes += _MASTER_BYTES
+    weights = _ceil_divide(value_bytes * parameters, weight_shards)
+    if layout.zero_stage == 3:
+        layer = count_layer_parameters(spec, layout.tensor)
+        weights += value_bytes * max(layer, count_embedding_parameters(spec, layout.tensor))
+    has_head = any(stage.has_head for stage in layout.chunks(pipeline_rank))
+    logits = train.micro_batch_size * spec.sequence_length * (spec.padded_vocab_size // layout.tensor)
+    return GpuMemory(
+        pipeline_rank,
+        weights_bytes=weights,
+        gradients_bytes=_ceil_divide(value_bytes * parameters, gradient_shards),
+        optimizer_bytes=_ceil_divide(state_bytes * parameters, optimizer_shards),
+        activations_bytes=_activation_bytes(spec, layout, train, pipeline_rank, num_micro_batches),
+        logits_bytes=(2 * value_bytes + 4) * logits if has_head else 0,
+    )
+
+
+def layer_activation_bytes(spec: ModelSpec, layout: Layout, train: TrainSection) -> int:
+    """Bytes a token that one layer keeps for its backward pass without full recomputation."""
+    value_bytes = 4 if train.precision == "fp32" else 2
+    mask_bytes = 1 if spec.hidden_dropout > 0 else 0
+    common = (4 * value_bytes + 2 * mask_bytes) * spec.hidden_size
+    split = value_bytes * (4 * spec.hidden_size + 2 * spec.ffn_hidden_size)
+    if train.recompute == "none":
+        split += 4 * spec.num_heads
+    return _ceil_divide(common, _sequence_shards(layout)) + _ceil_divide(split, layout.tensor)
+
+
+def _activation_bytes(
+    spec: ModelSpec, layout: Layout, train: TrainSection, pipeline_rank: int, num_micro_batches: int
+) -> int:
+    value_bytes = 4 if train.precision == "fp32" else 2
+    layer = layer_activation_bytes(spec, layout, train)
+    layers_per_chunk = layout.stages[0].num_layers
+    chunks = chunks_in_flight(layout, pipeline_rank, num_micro_batches)
+    per_token = 0
+    if train.recompute == "full":
+        kept = _ceil_divide(value_bytes * spec.hidden_size, _sequence_shards(layout))
+        per_token += chunks * layers_per_chunk * kept + layer
+    else:
+        per_token += chunks * layers_per_chunk * layer
+    for stage in layout.chunks(pipeline_rank):
+        if stage.has_embedding and spec.hidden_dropout > 0:
+            in_flight = min(_ceil_divide(chunks, layout.virtual_stages), num_micro_batches)
+            per_token += in_flight * _ceil_divide(spec.hidden_size, _sequence_shards(layout))
+        if stage.has_head:
+            per_token += _ceil_divide(value_bytes * spec.hidden_size, _sequence_shards(layout))
+    return train.micro_batch_size * spec.sequence_length * per_token
+
+
+def _sequence_shards(layout: Layout) -> int:
+    return layout.tensor if layout.sequence_parallel else 1
+
+
+def _ceil_divide(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
