@@ -54,38 +54,38 @@ class Section(BaseModel):
 class RunSection(Section):
     """Name, place and seed of a run."""
 
-    name: str = Field("gpt", min_length=1, description="name of the run, shown in logs and wandb")
-    folder: str = Field("runs/gpt", min_length=1, description="folder for everything that the run writes")
-    seed: int = Field(1234, ge=0, description="seed from which every random stream of the run is derived")
+    name: str = Field(default="gpt", min_length=1, description="name of the run, shown in logs and wandb")
+    folder: str = Field(default="runs/gpt", min_length=1, description="folder for everything that the run writes")
+    seed: int = Field(default=1234, ge=0, description="seed from which every random stream of the run is derived")
 
 
 class ModelSection(Section):
     """Shape of the decoder."""
 
     name: str = Field(
-        "gpt", min_length=1, description="name of the model family member, stored in checkpoints and exports"
+        default="gpt", min_length=1, description="name of the model family member, stored in checkpoints and exports"
     )
-    num_layers: int = Field(12, ge=1, description="number of decoder layers")
-    num_heads: int = Field(12, ge=1, description="number of attention heads; divides hidden_size")
-    hidden_size: int = Field(768, ge=1, description="width of the residual stream (d_model)")
+    num_layers: int = Field(default=12, ge=1, description="number of decoder layers")
+    num_heads: int = Field(default=12, ge=1, description="number of attention heads; divides hidden_size")
+    hidden_size: int = Field(default=768, ge=1, description="width of the residual stream (d_model)")
     ffn_hidden_size: int | None = Field(
-        None, ge=1, description="width of the feed-forward layer; unset: 4 * hidden_size"
+        default=None, ge=1, description="width of the feed-forward layer; unset: 4 * hidden_size"
     )
-    sequence_length: int = Field(2048, ge=2, description="context in tokens, and number of learned positions")
+    sequence_length: int = Field(default=2048, ge=2, description="context in tokens, and number of learned positions")
     vocab_size: int | None = Field(
-        None, ge=2, description="token ids the model can hold, before padding; unset: what the tokenizer has"
+        default=None, ge=2, description="token ids the model can hold, before padding; unset: what the tokenizer has"
     )
-    vocab_multiple: int = Field(128, ge=1, description="the embedding table is padded to a multiple of this")
+    vocab_multiple: int = Field(default=128, ge=1, description="the embedding table is padded to a multiple of this")
     activation: Literal["gelu_tanh", "gelu_erf"] = Field(
-        "gelu_tanh", description="form of GELU: the tanh approximation (GPT-2, GPT-3) or the exact erf"
+        default="gelu_tanh", description="form of GELU: the tanh approximation (GPT-2, GPT-3) or the exact erf"
     )
-    layer_norm_epsilon: float = Field(1e-5, gt=0, description="epsilon of every LayerNorm")
+    layer_norm_epsilon: float = Field(default=1e-5, gt=0, description="epsilon of every LayerNorm")
     hidden_dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout after the embedding, attention and feed-forward outputs"
+        default=0.0, ge=0, lt=1, description="dropout after the embedding, attention and feed-forward outputs"
     )
-    attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of attention probabilities")
+    attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of attention probabilities")
     init_std: float = Field(
-        0.02,
+        default=0.02,
         gt=0,
         description="standard deviation of initial weights; residual projections divide it by sqrt(2 * num_layers)",
     )
@@ -94,89 +94,109 @@ class ModelSection(Section):
 class TokenizerSection(Section):
     """The tokenizer that made the dataset."""
 
-    path: str | None = Field(None, min_length=1, description="tokenizer file, such as tokenizer.model (SentencePiece)")
+    path: str | None = Field(
+        default=None, min_length=1, description="tokenizer file, such as tokenizer.model (SentencePiece)"
+    )
 
 
 class DataSection(Section):
     """The indexed dataset and how sequences are cut from it."""
 
-    path: str | None = Field(None, min_length=1, description="indexed dataset without suffix: PATH.bin and PATH.idx")
+    path: str | None = Field(
+        default=None, min_length=1, description="indexed dataset without suffix: PATH.bin and PATH.idx"
+    )
     split: Split = Field(
-        (0.98, 0.01, 0.01), description="shares of documents for training, validation and test; they sum to 1"
+        default=(0.98, 0.01, 0.01), description="shares of documents for training, validation and test; they sum to 1"
     )
     separate_documents: bool = Field(
-        False, description="keep packed documents apart: attention and positions restart at each document"
+        default=False, description="keep packed documents apart: attention and positions restart at each document"
     )
 
 
 class TrainSection(Section):
     """Length, batch, precision, optimizer and learning rate."""
 
-    tokens: Tokens = Field(300 * 10**9, gt=0, description="tokens to train on; ignored where train.steps is set")
+    tokens: Tokens = Field(
+        default=300 * 10**9, gt=0, description="tokens to train on; ignored where train.steps is set"
+    )
     steps: int | None = Field(
-        None, ge=1, description="optimizer steps to train for; unset: as many as train.tokens needs"
+        default=None, ge=1, description="optimizer steps to train for; unset: as many as train.tokens needs"
     )
     batch_tokens: Tokens = Field(
-        524_288, gt=0, description="tokens a step over all ranks; a multiple of sequence_length"
+        default=524_288, gt=0, description="tokens a step over all ranks; a multiple of sequence_length"
     )
-    micro_batch_size: int = Field(1, ge=1, description="most sequences in one forward pass on one rank")
+    micro_batch_size: int = Field(default=1, ge=1, description="most sequences in one forward pass on one rank")
     batch_ramp_start_tokens: Tokens = Field(
-        32_768, gt=0, description="tokens a step at the start of the batch ramp, and the increment by which it grows"
+        default=32_768,
+        gt=0,
+        description="tokens a step at the start of the batch ramp, and the increment of its growth",
     )
     batch_ramp_tokens: Tokens = Field(
-        0, ge=0, description="tokens over which the batch grows to batch_tokens; 0: no ramp"
+        default=0, ge=0, description="tokens over which the batch grows to batch_tokens; 0: no ramp"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="number format of weights and activations")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="bf16", description="number format of weights and activations"
+    )
     recompute: Literal["none", "selective", "full"] = Field(
-        "none",
+        default="none",
         description="activations recomputed in the backward pass: none, attention (selective) or whole layers (full)",
     )
-    lr: float = Field(6.0e-4, gt=0, description="peak learning rate")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final learning rate as a share of the peak")
+    lr: float = Field(default=6.0e-4, gt=0, description="peak learning rate")
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="final learning rate as a share of the peak")
     lr_schedule: Literal["cosine", "linear", "constant", "wsd", "noam"] = Field(
-        "cosine",
+        default="cosine",
         description="decay after warm-up; wsd: constant, then linear over the last wsd_decay_share of decay_tokens",
     )
-    warmup_tokens: Tokens = Field(375 * 10**6, ge=0, description="tokens of linear warm-up from zero")
-    decay_tokens: Tokens = Field(260 * 10**9, gt=0, description="tokens at which the decay ends, warm-up included")
-    wsd_decay_share: float = Field(0.1, gt=0, le=1, description="share of decay_tokens in which wsd decays")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay of the first moment")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW decay of the second moment")
-    epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay of matrices; biases and norms have none")
-    clip_grad: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
-    fp16_initial_scale_power: int = Field(16, ge=0, le=32, description="fp16: the loss scale starts at 2 to this power")
+    warmup_tokens: Tokens = Field(default=375 * 10**6, ge=0, description="tokens of linear warm-up from zero")
+    decay_tokens: Tokens = Field(
+        default=260 * 10**9, gt=0, description="tokens at which the decay ends, warm-up included"
+    )
+    wsd_decay_share: float = Field(default=0.1, gt=0, le=1, description="share of decay_tokens in which wsd decays")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW decay of the first moment")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW decay of the second moment")
+    epsilon: float = Field(default=1e-8, gt=0, description="AdamW epsilon")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="AdamW weight decay of matrices; biases and norms have none"
+    )
+    clip_grad: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+    fp16_initial_scale_power: int = Field(
+        default=16, ge=0, le=32, description="fp16: the loss scale starts at 2 to this power"
+    )
     fp16_scale_window_steps: int = Field(
-        1000, ge=1, description="fp16: steps without overflow before the scale doubles"
+        default=1000, ge=1, description="fp16: steps without overflow before the scale doubles"
     )
 
 
 class ParallelSection(Section):
     """How the model and the data are spread over ranks; data parallelism takes what tensor and pipeline leave."""
 
-    tensor: int = Field(1, ge=1, description="tensor-parallel ranks; divides num_heads")
-    pipeline: int = Field(1, ge=1, description="pipeline stages")
-    virtual_stages: int = Field(1, ge=1, description="model chunks on each pipeline rank; over 1: interleaved schedule")
-    sequence_parallel: bool = Field(False, description="split norms and dropout along the sequence over tensor ranks")
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage over data-parallel ranks")
+    tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks; divides num_heads")
+    pipeline: int = Field(default=1, ge=1, description="pipeline stages")
+    virtual_stages: int = Field(
+        default=1, ge=1, description="model chunks on each pipeline rank; over 1: interleaved schedule"
+    )
+    sequence_parallel: bool = Field(
+        default=False, description="split norms and dropout along the sequence over tensor ranks"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage over data-parallel ranks")
 
 
 class EvaluationSection(Section):
     """Validation during training."""
 
-    interval_steps: int = Field(1000, ge=0, description="steps between evaluations; 0: only at the end")
+    interval_steps: int = Field(default=1000, ge=0, description="steps between evaluations; 0: only at the end")
     max_batches: int = Field(
-        100, ge=1, description="most global batches of train.batch_tokens that one evaluation reads"
+        default=100, ge=1, description="most global batches of train.batch_tokens that one evaluation reads"
     )
 
 
 class CheckpointSection(Section):
     """Saving and resuming."""
 
-    interval_steps: int = Field(1000, ge=0, description="steps between checkpoints; 0: only at the end")
-    keep: int = Field(3, ge=1, description="newest checkpoints kept; older ones are removed")
+    interval_steps: int = Field(default=1000, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep: int = Field(default=3, ge=1, description="newest checkpoints kept; older ones are removed")
     resume: Literal["auto", "never"] = Field(
-        "auto",
+        default="auto",
         description="auto: continue from the folder's latest checkpoint; never: refuse to start where one exists",
     )
 
@@ -184,10 +204,10 @@ class CheckpointSection(Section):
 class LogSection(Section):
     """Where metrics go; metrics.jsonl is always written."""
 
-    interval_steps: int = Field(1, ge=1, description="steps between log lines")
-    tensorboard: bool = Field(True, description="write TensorBoard event files")
-    wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="Weights & Biases mode")
-    wandb_project: str = Field("megagpt", min_length=1, description="Weights & Biases project")
+    interval_steps: int = Field(default=1, ge=1, description="steps between log lines")
+    tensorboard: bool = Field(default=True, description="write TensorBoard event files")
+    wandb: Literal["disabled", "offline", "online"] = Field(default="disabled", description="Weights & Biases mode")
+    wandb_project: str = Field(default="megagpt", min_length=1, description="Weights & Biases project")
 
 
 class RunConfig(Section):

@@ -20,6 +20,7 @@ from megagpt.plan_checks import (
     check_vocabulary,
     check_world,
     check_zero,
+    ffn_size,
     padded_vocab_size,
 )
 from megagpt.plan_checks_batch import check_batches
@@ -102,7 +103,7 @@ def make_plan(
     if num_gpus < 1:
         raise ConfigError(f"a run needs at least 1 GPU or rank, not {num_gpus}")
     vocab_size = config.model.vocab_size if config.model.vocab_size is not None else tokenizer_vocab_size
-    world_problems = check_world(loaded, num_gpus)
+    world_problems = check_world(loaded, num_gpus, vocab_size)
     model_ranks = config.parallel.tensor * config.parallel.pipeline
     data_ranks = None if world_problems else num_gpus // model_ranks
     problems = [
@@ -150,7 +151,7 @@ def _make_spec(config: RunConfig, vocab_size: int) -> ModelSpec:
         num_layers=model.num_layers,
         num_heads=model.num_heads,
         hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_hidden_size if model.ffn_hidden_size is not None else 4 * model.hidden_size,
+        ffn_hidden_size=ffn_size(model),
         sequence_length=model.sequence_length,
         vocab_size=vocab_size,
         padded_vocab_size=padded_vocab_size(vocab_size, model.vocab_multiple),
@@ -181,7 +182,7 @@ def _memory_problem(loaded: LoadedConfig, plan: RunPlan, gpu_memory_gib: float) 
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.parts)
     keys = ["parallel.tensor", "parallel.pipeline", "parallel.zero_stage", "train.micro_batch_size", "train.recompute"]
     return (
-        f"a GPU of pipeline rank {memory.pipeline_rank} needs {memory.total_bytes / GIB:.2f} GiB ({parts}), more than the "
-        f"{gpu_memory_gib:g} GiB it has; use more tensor or pipeline ranks, a higher ZeRO stage, a smaller micro-batch "
-        f"or more recomputation than {', '.join(loaded.describe(key) for key in keys)}"
+        f"a GPU of pipeline rank {memory.pipeline_rank} needs {memory.total_bytes / GIB:.2f} GiB ({parts}), more than "
+        f"the {gpu_memory_gib:g} GiB it has; use more tensor or pipeline ranks, a higher ZeRO stage, a smaller "
+        f"micro-batch or more recomputation than {', '.join(loaded.describe(key) for key in keys)}"
     )

@@ -1,11 +1,12 @@
 """Everything that can keep a configuration from working on so many GPUs, found before any process starts.
 
-In: a LoadedConfig, the number of GPUs, the tokenizer's vocabulary. Out: problems as text, each naming the dotted key, its
-value, where it came from, and values that work. The batch has a file of its own (`plan_checks_batch.py`).
+In: a LoadedConfig, the number of GPUs, the tokenizer's vocabulary. Out: problems as text, each naming the dotted key,
+its value, where it came from, and values that work. The batch has a file of its own (`plan_checks_batch.py`).
 """
 
 from math import gcd, lcm
 
+from megagpt.config import ModelSection
 from megagpt.config_file import LoadedConfig
 from megagpt.config_text import any_of
 
@@ -24,6 +25,11 @@ def closest(value: int, candidates: list[int], count: int = 6) -> list[int]:
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:
     """Rows of the embedding table: the same on every layout, so it does not depend on the tensor ranks."""
     return -(-vocab_size // multiple) * multiple
+
+
+def ffn_size(model: ModelSection) -> int:
+    """Width of the feed-forward layer: as set, or four times the hidden size."""
+    return model.ffn_hidden_size if model.ffn_hidden_size is not None else 4 * model.hidden_size
 
 
 def check_vocabulary(loaded: LoadedConfig, tokenizer_vocab_size: int | None) -> list[str]:
@@ -53,52 +59,55 @@ def check_model(loaded: LoadedConfig) -> list[str]:
     ]
 
 
+def tensor_sizes(loaded: LoadedConfig, vocab_size: int | None) -> list[int]:
+    """Every number of tensor ranks that fits heads, feed-forward, vocabulary and sequence parallelism; never empty."""
+    model = loaded.config.model
+    common = gcd(model.num_heads, ffn_size(model))
+    if vocab_size is not None:
+        common = gcd(common, padded_vocab_size(vocab_size, model.vocab_multiple))
+    if loaded.config.parallel.sequence_parallel:
+        common = gcd(common, model.sequence_length)
+    return divisors(common)
+
+
+def pipeline_sizes(loaded: LoadedConfig) -> list[int]:
+    """Every number of pipeline ranks whose chunks hold equally many layers; empty where virtual_stages forbids all."""
+    num_layers, virtual = loaded.config.model.num_layers, loaded.config.parallel.virtual_stages
+    return [size for size in divisors(num_layers) if num_layers % (size * virtual) == 0 and (virtual == 1 or size > 1)]
+
+
 def check_tensor(loaded: LoadedConfig, vocab_size: int | None) -> list[str]:
-    """Tensor parallelism divides heads, feed-forward and vocabulary; sequence parallelism fits it."""
+    """Tensor parallelism divides heads, feed-forward, vocabulary and, with sequence parallelism, the sequence."""
     model, parallel = loaded.config.model, loaded.config.parallel
-    tensor = parallel.tensor
+    tensor, ffn = parallel.tensor, ffn_size(model)
     here = loaded.describe("parallel.tensor")
-    ffn = model.ffn_hidden_size if model.ffn_hidden_size is not None else 4 * model.hidden_size
-    working = divisors(gcd(model.num_heads, ffn))
+    values = any_of(closest(tensor, tensor_sizes(loaded, vocab_size)))
     problems = []
     if model.num_heads % tensor != 0:
-        problems.append(
-            f"{here} does not divide {loaded.describe('model.num_heads')}; use {any_of(closest(tensor, working))}"
-        )
+        problems.append(f"{here} does not divide {loaded.describe('model.num_heads')}; use {values}")
     if ffn % tensor != 0:
         name = loaded.describe("model.ffn_hidden_size")
         if model.ffn_hidden_size is None:
-            name = f"4 * model.hidden_size = {ffn} (4 * {loaded.describe('model.hidden_size')})"
-        problems.append(f"{here} does not divide {name}; use {any_of(closest(tensor, working))}")
-    if vocab_size is not None:
-        padded = padded_vocab_size(vocab_size, model.vocab_multiple)
-        if padded % tensor != 0:
-            values = any_of(closest(tensor, divisors(gcd(gcd(model.num_heads, ffn), padded))))
-            problems.append(
-                f"{here} does not divide the padded vocabulary, {padded} = {vocab_size} rounded up to a multiple of "
-                f"{loaded.describe('model.vocab_multiple')}; use {values}, or "
-                f"model.vocab_multiple = {lcm(model.vocab_multiple, tensor)}"
-            )
-    return problems + _check_sequence_parallel(loaded)
-
-
-def _check_sequence_parallel(loaded: LoadedConfig) -> list[str]:
-    model, parallel = loaded.config.model, loaded.config.parallel
-    if not parallel.sequence_parallel:
-        return []
-    here = loaded.describe("parallel.sequence_parallel")
-    if parallel.tensor == 1:
-        return [
-            f"{here} needs tensor ranks, but there is {loaded.describe('parallel.tensor')}; "
+            name = f"the feed-forward size {ffn}, 4 times {loaded.describe('model.hidden_size')}"
+        problems.append(f"{here} does not divide {name}; use {values}")
+    padded = 0 if vocab_size is None else padded_vocab_size(vocab_size, model.vocab_multiple)
+    if padded % tensor != 0:
+        problems.append(
+            f"{here} does not divide the padded vocabulary, {padded} = {vocab_size} rounded up to a multiple of "
+            f"{loaded.describe('model.vocab_multiple')}; use {values}, or "
+            f"model.vocab_multiple = {lcm(model.vocab_multiple, tensor)}"
+        )
+    if parallel.sequence_parallel and tensor == 1:
+        problems.append(
+            f"{loaded.describe('parallel.sequence_parallel')} needs tensor ranks, but there is {here}; "
             "use parallel.sequence_parallel = false, or parallel.tensor of 2 or more"
-        ]
-    if model.sequence_length % parallel.tensor != 0:
-        values = any_of(closest(parallel.tensor, divisors(gcd(model.sequence_length, model.num_heads))))
-        return [
-            f"{here}: {loaded.describe('parallel.tensor')} does not divide {loaded.describe('model.sequence_length')}; "
-            f"use parallel.tensor = {values}, or parallel.sequence_parallel = false"
-        ]
-    return []
+        )
+    if parallel.sequence_parallel and model.sequence_length % tensor != 0:
+        problems.append(
+            f"{loaded.describe('parallel.sequence_parallel')}: {here} does not divide "
+            f"{loaded.describe('model.sequence_length')}; use {values}, or parallel.sequence_parallel = false"
+        )
+    return problems
 
 
 def check_pipeline(loaded: LoadedConfig) -> list[str]:
@@ -108,29 +117,26 @@ def check_pipeline(loaded: LoadedConfig) -> list[str]:
     if parallel.virtual_stages > 1 and parallel.pipeline == 1:
         problems.append(
             f"{loaded.describe('parallel.virtual_stages')} needs a pipeline to interleave, but there is "
-            f"{loaded.describe('parallel.pipeline')}; use parallel.virtual_stages = 1, or parallel.pipeline of 2 or more"
+            f"{loaded.describe('parallel.pipeline')}; use parallel.virtual_stages = 1, or parallel.pipeline of 2 or "
+            "more"
         )
-    if model.num_layers % (parallel.pipeline * parallel.virtual_stages) == 0:
+    chunks = parallel.pipeline * parallel.virtual_stages
+    if model.num_layers % chunks == 0:
         return problems
     layers = loaded.describe("model.num_layers")
     here = loaded.describe("parallel.pipeline")
+    pipelines = closest(parallel.pipeline, pipeline_sizes(loaded))
     if parallel.virtual_stages == 1:
-        values = any_of(closest(parallel.pipeline, divisors(model.num_layers)))
-        return [*problems, f"{here} does not divide {layers}; use {values}"]
+        return [*problems, f"{here} does not divide {layers}; use {any_of(pipelines)}"]
     fixes = []
-    if model.num_layers % parallel.virtual_stages == 0:
-        working = divisors(model.num_layers // parallel.virtual_stages)
-        fixes.append(f"parallel.pipeline = {any_of(closest(parallel.pipeline, working))}")
+    if pipelines:
+        fixes.append(f"parallel.pipeline = {any_of(pipelines)}")
     if model.num_layers % parallel.pipeline == 0:
-        working = divisors(model.num_layers // parallel.pipeline)
-        fixes.append(f"parallel.virtual_stages = {any_of(closest(parallel.virtual_stages, working))}")
-    if not fixes:
-        working = divisors(model.num_layers)
-        fixes.append(
-            f"values whose product divides it, such as parallel.pipeline = "
-            f"{any_of(closest(parallel.pipeline, working))} with parallel.virtual_stages = 1"
-        )
-    chunks = parallel.pipeline * parallel.virtual_stages
+        virtual = closest(parallel.virtual_stages, divisors(model.num_layers // parallel.pipeline))
+        fixes.append(f"parallel.virtual_stages = {any_of(virtual)}")
+    else:
+        plain = any_of(closest(parallel.pipeline, divisors(model.num_layers)))
+        fixes.append(f"parallel.virtual_stages = 1 with parallel.pipeline = {plain}")
     return [
         *problems,
         f"{here} times {loaded.describe('parallel.virtual_stages')} makes {chunks} chunks, which do not divide "
@@ -138,24 +144,24 @@ def check_pipeline(loaded: LoadedConfig) -> list[str]:
     ]
 
 
-def check_world(loaded: LoadedConfig, num_gpus: int) -> list[str]:
+def check_world(loaded: LoadedConfig, num_gpus: int, vocab_size: int | None) -> list[str]:
     """Tensor and pipeline ranks divide the number of GPUs; what is left is data parallel."""
     parallel = loaded.config.parallel
     model_ranks = parallel.tensor * parallel.pipeline
     if num_gpus % model_ranks == 0:
         return []
     below = num_gpus // model_ranks * model_ranks
-    gpus = any_of([count for count in (below, below + model_ranks) if count > 0])
-    fixes = [f"{gpus} GPUs"]
-    if num_gpus % parallel.tensor == 0:
-        working = divisors(gcd(num_gpus // parallel.tensor, loaded.config.model.num_layers))
-        fixes.append(f"parallel.pipeline = {any_of(closest(parallel.pipeline, working))}")
-    if num_gpus % parallel.pipeline == 0:
-        working = divisors(gcd(num_gpus // parallel.pipeline, loaded.config.model.num_heads))
-        fixes.append(f"parallel.tensor = {any_of(closest(parallel.tensor, working))}")
+    fixes = [f"{any_of([count for count in (below, below + model_ranks) if count > 0])} GPUs"]
+    pipelines = [size for size in pipeline_sizes(loaded) if num_gpus % (parallel.tensor * size) == 0]
+    if pipelines:
+        fixes.append(f"parallel.pipeline = {any_of(closest(parallel.pipeline, pipelines))}")
+    tensors = [size for size in tensor_sizes(loaded, vocab_size) if num_gpus % (parallel.pipeline * size) == 0]
+    tensors = [size for size in tensors if size > 1 or not parallel.sequence_parallel]
+    if tensors:
+        fixes.append(f"parallel.tensor = {any_of(closest(parallel.tensor, tensors))}")
     return [
-        f"{loaded.describe('parallel.tensor')} times {loaded.describe('parallel.pipeline')} is {model_ranks}, which does "
-        f"not divide {num_gpus} GPUs; use {', or '.join(fixes)}"
+        f"{loaded.describe('parallel.tensor')} times {loaded.describe('parallel.pipeline')} is {model_ranks}, which "
+        f"does not divide {num_gpus} GPUs; use {', or '.join(fixes)}"
     ]
 
 
@@ -169,8 +175,9 @@ def check_zero(loaded: LoadedConfig) -> list[str]:
     problems = []
     if parallel.pipeline > 1:
         problems.append(
-            f"{here} does not work with {loaded.describe('parallel.pipeline')}: {reason} the tied embedding's gradients "
-            "are summed over the two ends of the pipeline; use parallel.zero_stage = 0 or 1, or parallel.pipeline = 1"
+            f"{here} does not work with {loaded.describe('parallel.pipeline')}: {reason} the tied embedding's "
+            "gradients are summed over the two ends of the pipeline; use parallel.zero_stage = 0 or 1, or "
+            "parallel.pipeline = 1"
         )
     if parallel.sequence_parallel and parallel.tensor > 1:
         problems.append(

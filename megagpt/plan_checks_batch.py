@@ -68,12 +68,13 @@ def _check_ramp(loaded: LoadedConfig, full: int, data_ranks: int | None) -> list
     fix = (
         f"use {any_of(closest(train.batch_ramp_start_tokens, starts))}"
         if starts
-        else f"no value works while train.batch_tokens does not divide over {ranks} data ranks"
+        else f"use a multiple of {ranks * length} that divides the train.batch_tokens you choose instead"
     )
     fix += ", or train.batch_ramp_tokens = 0 for no ramp"
     if full % start != 0:
         return [
-            f"{here}: the batch grows by as much a time, which never reaches {loaded.describe('train.batch_tokens')}; {fix}"
+            f"{here}: the batch grows by as much a time, which never reaches "
+            f"{loaded.describe('train.batch_tokens')}; {fix}"
         ]
     return [f"{here}, {start} sequences a step, does not divide over {ranks} data ranks; {fix}"]
 

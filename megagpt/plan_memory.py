@@ -1,17 +1,17 @@
 """Memory of one GPU by part, from documented formulae. An estimate to choose a layout by, not a measurement.
 
-In: model, layout, train section, micro-batches a step. Out: GpuMemory for a pipeline rank. Legend: L layers on the rank,
-B micro-batch, S sequence, H hidden, F feed-forward, N heads, V padded vocabulary, t tensor and D data ranks, P parameters
-on the rank, e bytes of a weight or activation (fp32: 4, bf16 and fp16: 2).
+In: model, layout, train section, micro-batches a step. Out: GpuMemory for a pipeline rank. Legend:
+B micro-batch, S sequence, H hidden, F feed-forward, N heads, V padded vocabulary, t tensor and D data ranks,
+P parameters on the rank, e bytes of a weight or activation (fp32: 4, bf16 and fp16: 2).
 
 weights      e P; ZeRO 3: e P / D, and one gathered layer or embedding
 gradients    e P; ZeRO 2 and 3: e P / D
 optimizer    fp32 AdamW moments 8 P, and the fp32 master copy 4 P (in fp32 DeepSpeed's ZeRO 1 to 3 keeps one too; ZeRO 0
              does not); divided by D from ZeRO 1 on. Rajbhandari et al. 2020 (ZeRO), §3 and §5.
-activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, without its 5 N S term: the scores stay in the
-             fused attention kernel. Whole on each tensor rank, or divided by t with sequence parallelism: 4 e H for the
-             inputs of two norms, QKV and feed-forward, and 2 H of dropout masks where hidden_dropout > 0. Divided by t:
-             4 e H for Q, K, V and the input of the output projection, 2 e F around the GELU, 4 N of log-sum-exp.
+activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, without its 5 N S term: the scores stay in
+             the fused attention kernel. Whole on each tensor rank, or divided by t with sequence parallelism: 4 e H for
+             the inputs of two norms, QKV and feed-forward, and 2 H of dropout masks where hidden_dropout > 0. Divided
+             by t: 4 e H for Q, K, V and the input of the output projection, 2 e F around the GELU, 4 N of log-sum-exp.
              recompute "selective" drops the log-sum-exp alone, as the fused kernel keeps no scores anyway. "full" keeps
              e H a layer (divided by t with sequence parallelism) and all of one layer that is being recomputed.
              The first stage adds its embedding dropout mask, the last the final norm's input.
@@ -62,7 +62,7 @@ class GpuMemory:
 
 
 def rank_parameters(spec: ModelSpec, layout: Layout, pipeline_rank: int) -> int:
-    """Parameters that a GPU of this pipeline rank holds before ZeRO divides them (the tied table counts at both ends)."""
+    """Parameters on a GPU of this pipeline rank before ZeRO divides them; the tied table counts at both ends."""
     total = 0
     for stage in layout.chunks(pipeline_rank):
         total += stage.num_layers * count_layer_parameters(spec, layout.tensor)

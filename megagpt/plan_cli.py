@@ -1,0 +1,101 @@
+"""`megagpt plan NAME --gpus N`: prints what a configuration comes to, or every problem, without a GPU.
+
+In: arguments. Out: text and an exit status. Starts no process group.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from megagpt.config import RunConfig
+from megagpt.config_cli import config_arguments_help, split_arguments, unknown_argument
+from megagpt.config_file import load_config
+from megagpt.errors import ConfigError, MegagptError
+from megagpt.plan import make_plan
+from megagpt.plan_report import print_plan
+
+_PIPE_WIDTH = 120
+_FLAGS = ["--gpus", "--gpu-memory", "--help"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises ConfigError where argparse would leave the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"megagpt plan: {message}; see megagpt plan --help")
+
+
+def run_plan_command(argv: list[str]) -> int:
+    """Runs the command; 0 where the plan works, 2 where it has problems, which are printed to stderr one a line."""
+    try:
+        own, config_arguments = split_arguments(argv)
+        parser = _parser()
+        options, unknown = parser.parse_known_args(own)
+        if unknown:
+            raise ConfigError([unknown_argument(argument, _FLAGS) for argument in unknown])
+        loaded = load_config(options.config, config_arguments)
+        plan = make_plan(loaded, options.gpus, tokenizer_vocab_size(loaded.config), options.gpu_memory)
+    except MegagptError as error:
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        console = Console(stderr=True)
+        for problem in problems:
+            console.print(f"error: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        return 2
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    print_plan(plan, Console(width=width))
+    return 0
+
+
+def tokenizer_vocab_size(config: RunConfig) -> int | None:
+    """Ids of the configured tokenizer, or None where none is named or the file does not exist yet.
+
+    Raises DataError where the file is not a tokenizer.
+    """
+    if config.tokenizer.path is None or not Path(config.tokenizer.path).exists():
+        return None
+    from megagpt.tokenizer import load_tokenizer  # lazily: its libraries are not needed for a plan without one
+
+    return load_tokenizer(config.tokenizer.path).vocab_size
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="megagpt plan",
+        description="Prints what a configuration comes to on so many GPUs, or every problem. Needs no GPU.",
+        usage="megagpt plan CONFIG [--gpus N] [--gpu-memory GIB] [--section.key VALUE ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file, or the name of a shipped one such as gpt3-175b")
+    parser.add_argument("--gpus", type=_positive_int, default=1, help="number of GPUs or ranks (default: 1)")
+    parser.add_argument(
+        "--gpu-memory",
+        type=_positive_gib,
+        default=None,
+        help="GiB of one GPU; the plan must fit (default: not checked)",
+    )
+    config_arguments_help(parser)
+    return parser
+
+
+def _positive_int(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GPUs of 1 or more")
+    return number
+
+
+def _positive_gib(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not (number > 0 and math.isfinite(number)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in GiB, such as 80")
+    return number
