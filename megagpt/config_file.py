@@ -87,10 +87,8 @@ def find_config(name_or_path: str) -> Path:
             return folder / f"{name_or_path}.toml"
     names = shipped_names()
     near = nearest(name_or_path, names)
-    known = f"; there are {', '.join(names)}" if names and not near else ""
-    raise ConfigError(
-        f"no configuration is named {name_or_path!r}{_offer(near)}{known}, or give the path of a TOML file"
-    )
+    there_are = f"; there are {', '.join(names)}, or give the path of a TOML file" if not near else ""
+    raise ConfigError(f"no configuration is named {name_or_path!r}{_offer(near)}{there_are}")
 
 
 def load_config(name_or_path: str | None, arguments: list[str]) -> LoadedConfig:

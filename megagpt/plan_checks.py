@@ -67,6 +67,7 @@ def tensor_sizes(loaded: LoadedConfig, vocab_size: int | None) -> list[int]:
         common = gcd(common, padded_vocab_size(vocab_size, model.vocab_multiple))
     if loaded.config.parallel.sequence_parallel:
         common = gcd(common, model.sequence_length)
+        return divisors(common)[1:] or [1]
     return divisors(common)
 
 
@@ -156,7 +157,6 @@ def check_world(loaded: LoadedConfig, num_gpus: int, vocab_size: int | None) -> 
     if pipelines:
         fixes.append(f"parallel.pipeline = {any_of(closest(parallel.pipeline, pipelines))}")
     tensors = [size for size in tensor_sizes(loaded, vocab_size) if num_gpus % (parallel.pipeline * size) == 0]
-    tensors = [size for size in tensors if size > 1 or not parallel.sequence_parallel]
     if tensors:
         fixes.append(f"parallel.tensor = {any_of(closest(parallel.tensor, tensors))}")
     return [

@@ -112,9 +112,10 @@ def _check_interleaving(loaded: LoadedConfig, full: int, data_ranks: int) -> lis
         if start % data_ranks == 0 and all(interleaves(sequences) for sequences in range(start, full + 1, start))
     ]
     fix = f"use train.batch_ramp_start_tokens = {any_of(closest(train.batch_ramp_start_tokens, starts))}"
+    shown = any_of(bad) if len(bad) <= 4 else f"{', '.join(map(str, bad[:3]))} and {len(bad) - 3} more sizes"
     return [
         f"{here} needs a multiple of {pipeline} micro-batches a step, and during the batch ramp the batches of "
-        f"{any_of(bad)} sequences have not ({loaded.describe('train.batch_ramp_start_tokens')}, {data_ranks} data "
+        f"{shown} sequences have not ({loaded.describe('train.batch_ramp_start_tokens')}, {data_ranks} data "
         f"ranks, {loaded.describe('train.micro_batch_size')}); {fix}, train.batch_ramp_tokens = 0 for no ramp, or "
         "parallel.virtual_stages = 1"
     ]

@@ -36,7 +36,8 @@ def run_plan_command(argv: list[str]) -> int:
         parser = _parser()
         options, unknown = parser.parse_known_args(own)
         if unknown:
-            raise ConfigError([unknown_argument(argument, _FLAGS) for argument in unknown])
+            flags = [argument for argument in unknown if argument.startswith("-")] or unknown
+            raise ConfigError([unknown_argument(argument, _FLAGS) for argument in flags])
         loaded = load_config(options.config, config_arguments)
         plan = make_plan(loaded, options.gpus, tokenizer_vocab_size(loaded.config), options.gpu_memory)
     except MegagptError as error:

@@ -3,7 +3,7 @@
 All schedules warm up linearly from zero to `train.lr` over `train.warmup_tokens`. With w = warmup_tokens,
 d = decay_tokens, m = lr * min_lr_ratio and t tokens after warm-up:
 
-    cosine     m + (lr - m) * (1 + cos(pi * (t - w) / (d - w))) / 2, then m    Brown et al. 2020, appendix B
+    cosine     lr - (lr - m) * (1 - cos(pi * (t - w) / (d - w))) / 2, then m    Brown et al. 2020, appendix B
     linear     lr - (lr - m) * (t - w) / (d - w), then m
     constant   lr
     wsd        lr until d * (1 - wsd_decay_share), then linear to m at d, then m    Hu et al. 2024 (MiniCPM)
@@ -30,7 +30,7 @@ def learning_rate(train: TrainSection, tokens: int) -> float:
         return floor
     done = max(0.0, (tokens - start) / (train.decay_tokens - start))
     if train.lr_schedule == "cosine":
-        return floor + (train.lr - floor) * (1 + math.cos(math.pi * done)) / 2
+        return train.lr - (train.lr - floor) * (1 - math.cos(math.pi * done)) / 2
     return train.lr - (train.lr - floor) * done
 
 
