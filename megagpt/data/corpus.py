@@ -1,0 +1,194 @@
+"""Documents from corpus files. In: files, globs, folders, `-` for standard input. Out: a stream of Document.
+
+One document at a time is in memory. Knows nothing of tokenizers or of what is done with the documents.
+How each kind of file is read is in `corpus_formats.py`.
+"""
+
+import glob
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, Literal, NamedTuple
+
+from megagpt.data.corpus_formats import FORMATS, BadDocument, DamagedFile, Reader, json_lines
+from megagpt.errors import DataError
+
+OnError = Literal["raise", "skip"]
+STANDARD_INPUT = "-"
+
+
+class Document(NamedTuple):
+    """One document; `line` is its line (JSONL), row (parquet) or 1 (plain text), counted from 1."""
+
+    text: str
+    path: str
+    line: int
+    num_bytes: int  # of the text in UTF-8
+
+
+class CorpusFile(NamedTuple):
+    """One input file and its size as stored; standard input has none."""
+
+    path: str
+    size_bytes: int | None
+
+
+class ReadReport:
+    """What was read and what was skipped, and how far reading has come; filled by `read_documents` as it goes."""
+
+    def __init__(self) -> None:
+        self.num_documents = 0
+        self.skipped: Counter[str] = Counter()  # reason -> number of documents (or damaged rests of files)
+        self.first_skipped: dict[str, str] = {}  # reason -> the first message
+        self._finished_bytes = 0
+        self._stream: BinaryIO | None = None
+
+    @property
+    def stored_bytes_read(self) -> int:
+        """Bytes of the input files read so far, as stored (compressed)."""
+        return self._finished_bytes + (self._stream.tell() if self._stream is not None else 0)
+
+    def begin_file(self, stream: BinaryIO | None) -> None:
+        """Follow the position of `stream`; None where it has no position."""
+        self._stream = stream
+
+    def end_file(self) -> None:
+        """The file that was begun is read."""
+        self._finished_bytes = self.stored_bytes_read
+        self._stream = None
+
+    def skip(self, reason: str, message: str) -> None:
+        """Count one skipped document."""
+        self.skipped[reason] += 1
+        self.first_skipped.setdefault(reason, message)
+
+    def skipped_lines(self) -> list[str]:
+        """What was skipped, in words: number, reason and the first place, a line a reason."""
+        return [
+            f"{count} skipped: {reason}; first: {self.first_skipped[reason]}" for reason, count in self.skipped.items()
+        ]
+
+
+def corpus_files(inputs: Sequence[str]) -> list[CorpusFile]:
+    """The files that `inputs` stand for, in order: globs and folders sorted by path, folders read to any depth.
+
+    In a folder only files with a known suffix count, and hidden ones do not. Raises DataError where an input has no
+    file, a file has an unknown suffix, or a file is named twice.
+    """
+    if not inputs:
+        raise DataError("no input was named; name corpus files, folders, globs or - for standard input")
+    files: list[CorpusFile] = []
+    for given in inputs:
+        files += [
+            CorpusFile(path, None if path == STANDARD_INPUT else os.path.getsize(path)) for path in _expand(given)
+        ]
+    seen: set[str] = set()
+    for file in files:
+        if os.path.realpath(file.path) in seen:
+            raise DataError(f"{file.path} is named twice among the inputs {' '.join(inputs)}; name each file once")
+        seen.add(os.path.realpath(file.path))
+    return files
+
+
+def read_documents(
+    inputs: Sequence[str],
+    text_key: str = "text",
+    on_error: OnError = "raise",
+    report: ReadReport | None = None,
+) -> Iterator[Document]:
+    """Every document of `inputs` (see `corpus_files`), in order; standard input is JSONL.
+
+    `text_key` names the text in JSONL and parquet. With `on_error="skip"` a document that cannot be read is counted in
+    `report` by its reason, and reading goes on; after damage to a compressed file it goes on with the next file.
+
+    Raises DataError, naming file and line, at the first document that cannot be read (`on_error="raise"`), and where
+    the whole corpus has no document.
+    """
+    report = report if report is not None else ReadReport()
+    for file in corpus_files(inputs):
+        yield from _file_documents(file, text_key, on_error, report)
+    if report.num_documents == 0:
+        skipped = "".join("\n" + line for line in report.skipped_lines())
+        raise DataError(f"the corpus {' '.join(inputs)} has no document that can be read; check the files{skipped}")
+
+
+def _file_documents(file: CorpusFile, text_key: str, on_error: OnError, report: ReadReport) -> Iterator[Document]:
+    place = "standard input" if file.path == STANDARD_INPUT else file.path
+    stream = sys.stdin.buffer if file.path == STANDARD_INPUT else _open(file.path)
+    read = json_lines if file.path == STANDARD_INPUT else _reader(file.path)
+    report.begin_file(None if file.path == STANDARD_INPUT else stream)
+    try:
+        for line, found in read(stream, text_key):
+            num_bytes = _utf8_bytes(found) if isinstance(found, str) else found
+            if isinstance(num_bytes, BadDocument):
+                _refuse(f"{place}:{line}: {num_bytes.message}", num_bytes.reason, on_error, report)
+                continue
+            report.num_documents += 1
+            yield Document(str(found), file.path, line, num_bytes)
+    except DamagedFile as damage:
+        _refuse(f"{place}: {damage.message}", damage.reason, on_error, report)
+    finally:
+        report.end_file()
+        if file.path != STANDARD_INPUT:
+            stream.close()
+
+
+def _utf8_bytes(text: str) -> int | BadDocument:
+    try:
+        return len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        surrogate = f"U+{ord(text[error.start]):04X}"
+        return BadDocument(
+            "lone surrogate",
+            f"the text has a lone surrogate {surrogate} at character {error.start}, which is no character; "
+            "repair the line, or use --on-error skip",
+        )
+
+
+def _refuse(message: str, reason: str, on_error: OnError, report: ReadReport) -> None:
+    if on_error == "raise":
+        raise DataError(message)
+    report.skip(reason, message)
+
+
+def _expand(given: str) -> list[str]:
+    if given == STANDARD_INPUT:
+        return [given]
+    if os.path.isdir(given):
+        return _folder_files(given)
+    if os.path.exists(given):
+        _reader(given)
+        return [given]
+    if not glob.has_magic(given):
+        raise DataError(f"corpus file {given} does not exist; correct the path")
+    matches = sorted(path for path in glob.glob(given, recursive=True) if not os.path.isdir(path))
+    if not matches:
+        raise DataError(f"no file matches {given}; correct the pattern")
+    for path in matches:
+        _reader(path)
+    return matches
+
+
+def _folder_files(folder: str) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(parent, name) for name in names if name.endswith(tuple(FORMATS)) and name[0] != "."]
+    if not found:
+        raise DataError(f"folder {folder} has no corpus file; corpus files end in {', '.join(FORMATS)}")
+    return sorted(found)
+
+
+def _reader(path: str) -> Reader:
+    for suffix, reader in FORMATS.items():
+        if path.endswith(suffix):
+            return reader
+    raise DataError(f"cannot tell what kind of corpus {path} is; rename it so that it ends in {', '.join(FORMATS)}")
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except PermissionError as error:
+        raise DataError(f"corpus file {path} may not be read by this user; change its permissions") from error

@@ -1,0 +1,201 @@
+"""How each kind of corpus file is read. In: an open binary file and the text's key. Out: (line, text or BadDocument).
+
+A reader raises DamagedFile where the rest of the file cannot be read. Nothing here knows paths or what to do on errors.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
+
+from megagpt.errors import DataError
+
+_BOM = b"\xef\xbb\xbf"
+_COMPRESSED_CHUNK_BYTES = 1 << 16
+_PARQUET_ROWS = 256  # held at once
+
+
+class BadDocument(NamedTuple):
+    """A document that cannot be read: a short reason to count under, and a message with the fix."""
+
+    reason: str
+    message: str
+
+
+class DamagedFile(Exception):
+    """The rest of a file cannot be read."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+Entry = tuple[int, str | BadDocument]
+Reader = Callable[[BinaryIO, str], Iterator[Entry]]
+
+
+def json_lines(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
+    """JSONL: an object a line, UTF-8, with or without BOM and CRLF; blank lines are passed over."""
+    return _json_entries(stream, text_key)
+
+
+def json_lines_gz(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
+    """JSONL in gzip, one or several members."""
+    line = 0
+    with gzip.GzipFile(fileobj=stream) as plain:
+        try:
+            for line, found in _json_entries(plain, text_key):
+                yield line, found
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise _damage("gzip", line, str(error)) from error
+
+
+def json_lines_zst(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
+    """JSONL in Zstandard, one or several frames."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise DataError("reading .zst files needs the package zstandard; pip install zstandard") from error
+    line = 0
+    try:
+        for line, found in _json_entries(_lines(_zst_chunks(stream)), text_key):
+            yield line, found
+    except (EOFError, zstandard.ZstdError) as error:
+        raise _damage("zstd", line, str(error)) from error
+
+
+def plain_text(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
+    """A text file is one document; a BOM is removed and CRLF becomes LF. `text_key` does not matter."""
+    content = stream.read().removeprefix(_BOM)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        yield line, _invalid_utf8(error, "file")
+        return
+    yield 1, text.replace("\r\n", "\n")
+
+
+def parquet(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
+    """The column `text_key` of a parquet file; a row is a document."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError("reading .parquet files needs the package pyarrow; pip install pyarrow") from error
+    row = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(stream)
+        columns = file.schema_arrow.names
+        if text_key not in columns:
+            yield 1, _missing_key(text_key, columns, "column")
+            return
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_key]):
+            for value in batch.column(0).to_pylist():
+                row += 1
+                yield row, value if isinstance(value, str) else _not_text(text_key, value)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damage("parquet", row, str(error)) from error
+
+
+FORMATS: Mapping[str, Reader] = MappingProxyType(
+    {
+        ".jsonl": json_lines,
+        ".jsonl.gz": json_lines_gz,
+        ".jsonl.zst": json_lines_zst,
+        ".txt": plain_text,
+        ".parquet": parquet,
+    }
+)
+
+
+def _json_entries(lines: Iterable[bytes], text_key: str) -> Iterator[Entry]:
+    for number, raw in enumerate(lines, start=1):
+        raw = raw.removeprefix(_BOM) if number == 1 else raw
+        if raw.strip():
+            yield number, _json_text(raw, text_key)
+
+
+def _json_text(raw: bytes, text_key: str) -> str | BadDocument:
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return _invalid_utf8(error, "line")
+    except (json.JSONDecodeError, RecursionError) as error:
+        return BadDocument("not JSON", f"the line is not JSON ({error}); repair it, or use --on-error skip")
+    if not isinstance(row, dict):
+        return BadDocument(
+            "not a JSON object",
+            f'the line is a JSON {type(row).__name__}, not an object such as {{"{text_key}": "…"}}; '
+            "repair it, or use --on-error skip",
+        )
+    if text_key not in row:
+        return _missing_key(text_key, list(row), "key")
+    text = row[text_key]
+    return text if isinstance(text, str) else _not_text(text_key, text)
+
+
+def _missing_key(text_key: str, present: list[str], noun: str) -> BadDocument:
+    names = ", ".join(map(repr, present)) or "none"
+    return BadDocument(
+        f"no {noun} {text_key!r}",
+        f"there is no {noun} {text_key!r}; the {noun}s are: {names}; name the text's {noun} with --text-key",
+    )
+
+
+def _not_text(text_key: str, value: Any) -> BadDocument:
+    kind = "null" if value is None else type(value).__name__
+    return BadDocument(
+        f"{text_key!r} is not text",
+        f"{text_key!r} is {kind}, not text; name another with --text-key, or use --on-error skip",
+    )
+
+
+def _invalid_utf8(error: UnicodeDecodeError, noun: str) -> BadDocument:
+    return BadDocument(
+        "invalid UTF-8",
+        f"invalid UTF-8 at byte {error.start} of the {noun} (0x{error.object[error.start]:02x}: {error.reason}); "
+        "convert the file to UTF-8, or use --on-error skip",
+    )
+
+
+def _damage(form: str, last_good_line: int, detail: str) -> DamagedFile:
+    detail = detail.strip().splitlines()[0] if detail.strip() else "it ends too early"
+    return DamagedFile(
+        f"damaged {form} file",
+        f"the {form} data is truncated or damaged after line {last_good_line} ({detail}); copy the file again, "
+        "or use --on-error skip",
+    )
+
+
+def _zst_chunks(stream: BinaryIO) -> Iterator[bytes]:
+    """Decompressed chunks; raises EOFError where the last frame is not complete (zstandard's own reader does not)."""
+    import zstandard
+
+    frame = None
+    while data := stream.read(_COMPRESSED_CHUNK_BYTES):
+        while data:
+            if frame is None:
+                frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+            yield frame.decompress(data)
+            data = frame.unused_data if frame.eof else b""
+            if frame.eof:
+                frame = None
+    if frame is not None:
+        raise EOFError("the last frame is not complete")
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    rest: list[bytes] = []
+    for chunk in chunks:
+        pieces = chunk.split(b"\n")
+        rest.append(pieces[0])
+        if len(pieces) > 1:
+            yield b"".join(rest)
+            yield from pieces[1:-1]
+            rest = [pieces[-1]]
+    if last := b"".join(rest):
+        yield last

@@ -1,0 +1,156 @@
+"""Megatron's indexed dataset, PREFIX.bin and PREFIX.idx, and our sidecar PREFIX.json.
+
+In: a prefix. Out: random access to documents of token ids by memory map. The files are byte-compatible with
+megatron.core.datasets.indexed_dataset (0.16.1). Knows nothing of text, tokenizers or samples.
+
+    .idx   9 bytes "MMIDIDX\\0\\0" | u64 version 1 | u8 id type | u64 sequences N | u64 document bounds D+1
+           | i32[N] tokens of each sequence | i64[N] byte offset of each in .bin
+           | i64[D+1] first sequence of each document, and N
+    .bin   the token ids, one sequence after the other
+"""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megagpt.data.sidecar import Sidecar, read_sidecar
+from megagpt.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+_DTYPE_OF_CODE = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats: no token ids
+CODE_OF_DTYPE = {np.dtype(name): code for code, name in _DTYPE_OF_CODE.items()}
+_SCAN_TOKENS = 1 << 22
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The id type for a vocabulary, as mcore's DType.optimal_dtype: uint16 below 65500, else int32."""
+    return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
+
+
+def dataset_files(prefix: str | Path) -> tuple[Path, Path, Path]:
+    """PREFIX.bin, PREFIX.idx and PREFIX.json."""
+    return Path(f"{prefix}.bin"), Path(f"{prefix}.idx"), Path(f"{prefix}.json")
+
+
+class IndexedDataset:
+    """Documents of token ids, read through a memory map. A document is one or more sequences (Megatron's term).
+
+    `sidecar` is None where the dataset was made by Megatron, which writes none: its tokenizer is then unknown.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        """Raises DataError where a file is missing, damaged, truncated, or belongs to another dataset."""
+        self.prefix = str(prefix).removesuffix(".bin").removesuffix(".idx")
+        self.bin_path, self.idx_path, sidecar_path = dataset_files(self.prefix)
+        for path in (self.idx_path, self.bin_path):
+            if not path.is_file():
+                raise DataError(
+                    f"dataset file {path} does not exist; build it with `python data_tools/build_dataset.py`, or "
+                    "correct data.path (PATH without .bin and .idx)"
+                )
+        self.dtype, self.sequence_lengths, self._pointers, self._bounds = _read_index(self.idx_path)
+        self.num_tokens = int(self.sequence_lengths.sum(dtype=np.int64))
+        self._check_bin_size()
+        self._tokens: NDArray = np.memmap(self.bin_path, dtype=self.dtype, mode="r")
+        self.sidecar: Sidecar | None = read_sidecar(sidecar_path)
+        if self.sidecar is not None:
+            self._check_sidecar(self.sidecar, sidecar_path)
+        # Token offset of each document's start, and the end: [num_documents + 1] int64.
+        self.document_offsets = np.concatenate(([0], np.cumsum(self.sequence_lengths, dtype=np.int64)))[self._bounds]
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self._bounds) - 1
+
+    @property
+    def num_documents(self) -> int:
+        """Number of documents."""
+        return len(self)
+
+    @property
+    def document_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document, [num_documents]."""
+        return np.diff(self.document_offsets)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """sha256 of the tokenizer that made the ids; None where it is not known."""
+        return self.sidecar.fingerprint if self.sidecar is not None else None
+
+    def document(self, number: int) -> NDArray:
+        """Token ids of document `number`, a view of the file in its own id type."""
+        return self.tokens(int(self.document_offsets[number]), int(self.document_offsets[number + 1]))
+
+    def tokens(self, start: int, stop: int) -> NDArray:
+        """Token ids `start` to `stop` of the whole dataset, a view of the file in its own id type."""
+        return self._tokens[start:stop]
+
+    def max_token_id(self) -> int:
+        """The largest id: from the sidecar, else by reading the whole .bin once."""
+        if self.sidecar is not None:
+            return self.sidecar.max_token_id
+        starts = range(0, self.num_tokens, _SCAN_TOKENS)
+        return max(int(self._tokens[start : start + _SCAN_TOKENS].max()) for start in starts)
+
+    def _check_bin_size(self) -> None:
+        expected = self.num_tokens * self.dtype.itemsize
+        found = os.path.getsize(self.bin_path)
+        if expected == 0:
+            raise DataError(f"dataset {self.prefix} has no tokens; build it from a corpus with text")
+        if found != expected:
+            state = "truncated" if found < expected else "longer than its index says"
+            raise DataError(
+                f"{self.bin_path} is {state}: {self.idx_path.name} describes {expected} bytes, the file has {found}; "
+                "copy both files again or rebuild the dataset"
+            )
+        contiguous = np.cumsum(self.sequence_lengths[:-1], dtype=np.int64) * self.dtype.itemsize
+        if self._pointers[0] != 0 or not np.array_equal(self._pointers[1:], contiguous):
+            raise DataError(
+                f"{self.idx_path} is damaged: its sequences do not follow one another in {self.bin_path.name}; "
+                "copy both files again or rebuild the dataset"
+            )
+
+    def _check_sidecar(self, sidecar: Sidecar, path: Path) -> None:
+        described = (sidecar.num_documents, sidecar.num_tokens)
+        found = (len(self), self.num_tokens)
+        if described != found:
+            raise DataError(
+                f"{path} belongs to another dataset: it describes {described[0]} documents and {described[1]} tokens, "
+                f"{self.idx_path.name} has {found[0]} and {found[1]}; copy all three files again or rebuild the dataset"
+            )
+
+
+def _read_index(path: Path) -> tuple[np.dtype, NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """dtype, sequence lengths [N], byte offsets [N] and document bounds [D+1], mapped from the file."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as stream:
+        head = stream.read(HEADER.size)
+    if head[: len(MAGIC)] != MAGIC:
+        raise DataError(
+            f"{path} is not a Megatron index: it begins with {head[: len(MAGIC)]!r}, not {MAGIC!r}; name a "
+            "dataset's prefix"
+        )
+    if len(head) < HEADER.size:
+        raise DataError(f"{path} is truncated within its header; copy it again or rebuild the dataset")
+    _, version, code, num_sequences, num_bounds = HEADER.unpack(head)
+    if version != 1 or code not in _DTYPE_OF_CODE:
+        raise DataError(
+            f"{path} has version {version} and id type {code}; version 1 and integer types (1 to 5, 8) can be read"
+        )
+    expected = HEADER.size + num_sequences * (4 + 8) + num_bounds * 8
+    if size < expected:
+        raise DataError(
+            f"{path} is truncated: its header describes {expected} bytes, the file has {size}; copy it again or rebuild"
+        )
+    raw = np.memmap(path, mode="r")
+    lengths = np.frombuffer(raw, dtype="<i4", count=num_sequences, offset=HEADER.size)
+    pointers = np.frombuffer(raw, dtype="<i8", count=num_sequences, offset=HEADER.size + 4 * num_sequences)
+    bounds = np.frombuffer(raw, dtype="<i8", count=num_bounds, offset=HEADER.size + 12 * num_sequences)
+    ordered = num_bounds > 0 and bounds[0] == 0 and bounds[-1] == num_sequences and bool(np.all(np.diff(bounds) >= 0))
+    if not ordered or bool(np.any(lengths < 0)):
+        raise DataError(f"{path} is damaged: its documents are not in order; copy it again or rebuild the dataset")
+    return np.dtype(_DTYPE_OF_CODE[code]), lengths, pointers, bounds

@@ -1,0 +1,64 @@
+"""Which documents are for training, validation and test. In: a number of documents and shares. Out: document numbers.
+
+A document's split depends on its number and the shares alone: not on the seed of a run, nor on how many documents
+there are, so a longer dataset with the same beginning keeps every document where it was.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megagpt.errors import DataError
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+_STREAM = 0x6D65676167707431  # "megagpt1": sets this use of the hash apart from others
+_CHUNK_DOCUMENTS = 1 << 22
+
+
+def documents_of_split(num_documents: int, shares: tuple[float, float, float], split: Split) -> NDArray[np.int64]:
+    """Numbers of the documents in `split`, rising.
+
+    Document i belongs to the first split whose cumulative share exceeds u(i) = splitmix64(constant, i) / 2^64.
+    Raises DataError where the shares are wrong, `split` has no share, or a share above 0 gets no document.
+    """
+    ends = _cumulative(shares)
+    chosen = SPLITS.index(split)
+    if shares[chosen] == 0:
+        raise DataError(
+            f"the {split} share of data.split = {list(shares)} is 0, so it has no documents; give it a share"
+        )
+    numbers: list[NDArray[np.int64]] = []
+    counts = np.zeros(len(SPLITS), dtype=np.int64)
+    for start in range(0, num_documents, _CHUNK_DOCUMENTS):
+        documents = np.arange(start, min(start + _CHUNK_DOCUMENTS, num_documents), dtype=np.int64)
+        splits = np.searchsorted(ends, document_position(documents), side="right")
+        counts += np.bincount(splits, minlength=len(SPLITS))
+        numbers.append(documents[splits == chosen])
+    for name, share, count in zip(SPLITS, shares, counts, strict=True):
+        if share > 0 and count == 0:
+            raise DataError(
+                f"the {name} share {share} of data.split = {list(shares)} gets none of the dataset's {num_documents} "
+                f"documents; use more documents, a larger share, or set it to 0"
+            )
+    return np.concatenate(numbers)
+
+
+def document_position(documents: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A number in [0, 1) for each document number, spread evenly: splitmix64 (Steele 2014), its upper 53 bits."""
+    with np.errstate(over="ignore"):
+        x = np.uint64(_STREAM) + (documents.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _cumulative(shares: tuple[float, float, float]) -> NDArray[np.float64]:
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise DataError(f"data.split = {list(shares)} must be three shares of at least 0 that sum to 1")
+    ends = np.cumsum(np.asarray(shares, dtype=np.float64))
+    last = max(index for index, share in enumerate(shares) if share > 0)
+    ends[last:] = 1.0  # whatever rounding left, a share of 0 gets nothing
+    return ends

@@ -1,0 +1,128 @@
+"""Batches for one data rank. In: samples and a step's place in their order. Out: micro-batches as torch tensors.
+
+A batch is a pure function of (samples, step, data rank): nothing is remembered between calls, so a resumed run needs
+only its step number.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megagpt.data.batch import Batch
+
+
+class SampleSource(Protocol):
+    """Samples by number, as SampleIndex gives them."""
+
+    samples_per_epoch: int
+
+    def tokens_of(self, sample: int) -> NDArray[np.int64]:
+        """The S+1 tokens of a sample."""
+
+
+class StepSlice(Protocol):
+    """The place of a step's global batch in the order of samples, and how each rank cuts its share."""
+
+    @property
+    def first_sample(self) -> int:
+        """Number of the first sample of the global batch."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Samples in the global batch."""
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences in a micro-batch."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of each data rank."""
+
+
+class BatchStream:
+    """The batches of data rank `data_rank` of `data_ranks`."""
+
+    def __init__(
+        self,
+        samples: SampleSource,
+        sequence_length: int,
+        eod_id: int,
+        separate_documents: bool,
+        data_rank: int,
+        data_ranks: int,
+    ) -> None:
+        assert 0 <= data_rank < data_ranks, (data_rank, data_ranks)
+        self.samples = samples
+        self.sequence_length = sequence_length
+        self.eod_id = eod_id
+        self.separate_documents = separate_documents
+        self.data_rank = data_rank
+        self.data_ranks = data_ranks
+
+    def micro_batches(self, step: StepSlice) -> list[Batch]:
+        """This rank's micro-batches of a step: the rank takes a contiguous block of the global batch, in order."""
+        block = step.num_sequences // self.data_ranks
+        assert block * self.data_ranks == step.num_sequences, (step.num_sequences, self.data_ranks)
+        assert block == step.micro_batch_size * step.num_micro_batches, (block, step)
+        first = step.first_sample + self.data_rank * block
+        size = step.micro_batch_size
+        return [self._batch(range(start, start + size), size) for start in range(first, first + block, size)]
+
+    def num_evaluation_micro_batches(self, max_sequences: int, micro_batch_size: int) -> int:
+        """Micro-batches that `evaluation_batches` gives on each rank."""
+        sequences = min(max_sequences, self.samples.samples_per_epoch)
+        return -(-sequences // (self.data_ranks * micro_batch_size))
+
+    def evaluation_batches(self, max_sequences: int, micro_batch_size: int) -> Iterator[Batch]:
+        """This rank's part of the first `max_sequences` samples (all, where there are fewer), each exactly once.
+
+        Every rank gives the same number of micro-batches of the same shape; where samples run out, the rest of a
+        micro-batch repeats the first sample with loss_mask 0, so sums of loss and of tokens are those of the samples.
+        """
+        sequences = min(max_sequences, self.samples.samples_per_epoch)
+        block = self.num_evaluation_micro_batches(max_sequences, micro_batch_size) * micro_batch_size
+        first = self.data_rank * block
+        for start in range(first, first + block, micro_batch_size):
+            yield self._batch(range(start, min(start + micro_batch_size, sequences)), micro_batch_size)
+
+    def _batch(self, numbers: range, micro_batch_size: int) -> Batch:
+        """The samples `numbers`, filled up to `micro_batch_size` with sequences that do not count."""
+        rows = [self.samples.tokens_of(number) for number in numbers]
+        fill = micro_batch_size - len(rows)
+        if fill:
+            rows += [self.samples.tokens_of(0)] * fill
+        batch = make_batch(np.stack(rows), self.eod_id if self.separate_documents else None)
+        assert batch.tokens.shape == (micro_batch_size, self.sequence_length), batch.tokens.shape
+        if fill:
+            batch.loss_mask[micro_batch_size - fill :] = 0
+        return batch
+
+
+def make_batch(rows: NDArray[np.int64], separate_documents_eod_id: int | None) -> Batch:
+    """A batch from `rows` [B, S+1].
+
+    With `separate_documents_eod_id`, positions restart and the document number rises after each end of document, and
+    the label of an end-of-document input, which is the first token of another document, does not count.
+    """
+    tokens, labels = rows[:, :-1], rows[:, 1:]
+    places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int64), tokens.shape)
+    loss_mask = np.ones(tokens.shape, dtype=np.float32)
+    documents = None
+    if separate_documents_eod_id is not None:
+        ends = tokens == separate_documents_eod_id
+        begins = np.zeros_like(ends)
+        begins[:, 1:] = ends[:, :-1]
+        documents = torch.from_numpy(np.cumsum(begins, axis=1, dtype=np.int32))
+        places = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+        loss_mask[ends] = 0
+    return Batch(
+        tokens=torch.from_numpy(tokens.copy()),
+        labels=torch.from_numpy(labels.copy()),
+        loss_mask=torch.from_numpy(loss_mask),
+        positions=torch.from_numpy(places.copy()),
+        documents=documents,
+    )
