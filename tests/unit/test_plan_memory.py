@@ -1,0 +1,108 @@
+"""Memory of a GPU by part, against numbers worked out by hand from the formulae that plan_memory.py states."""
+
+import pytest
+
+from megagpt.config_file import load_config
+from megagpt.plan import make_plan
+from megagpt.plan_layout import make_layout
+from megagpt.plan_memory import chunks_in_flight
+
+H, F, S, V, HEADS, LAYERS = 64, 256, 32, 1024, 8, 8
+MODEL = [
+    *(f"--model.num_layers={LAYERS}", f"--model.num_heads={HEADS}", f"--model.hidden_size={H}"),
+    *(f"--model.sequence_length={S}", f"--model.vocab_size={V}", "--train.batch_tokens=8192", "--train.steps=1"),
+    "--train.warmup_tokens=0",
+]
+PARAMETERS = LAYERS * (12 * H * H + 13 * H) + (V + S) * H + 2 * H
+
+
+def memory(*arguments, gpus=1):
+    return make_plan(load_config(None, [*MODEL, *arguments]), gpus, None).memory
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "precision", "weights", "gradients", "optimizer"),
+    [
+        (0, "fp32", 4, 4, 8),
+        (0, "bf16", 2, 2, 12),
+        (1, "fp32", 4, 4, 12 / 4),
+        (1, "fp16", 2, 2, 12 / 4),
+        (2, "bf16", 2, 2 / 4, 12 / 4),
+    ],
+)
+def test_states(zero_stage, precision, weights, gradients, optimizer):
+    (gpu,) = memory(f"--parallel.zero_stage={zero_stage}", f"--train.precision={precision}", gpus=4)
+    assert gpu.weights_bytes == weights * PARAMETERS
+    assert gpu.gradients_bytes == gradients * PARAMETERS
+    assert gpu.optimizer_bytes == optimizer * PARAMETERS
+
+
+def test_zero_3_divides_weights_but_gathers_the_largest_piece():
+    (gpu,) = memory("--parallel.zero_stage=3", gpus=4)
+    assert gpu.weights_bytes == 2 * PARAMETERS / 4 + 2 * (V + S) * H
+    (gpu,) = memory("--parallel.zero_stage=3", "--model.vocab_size=128", gpus=4)
+    assert gpu.weights_bytes == 2 * (PARAMETERS - (V - 128) * H) / 4 + 2 * (12 * H * H + 13 * H)
+
+
+def test_activations_are_korthikantis_without_the_scores():
+    """34 S B H a layer in half precision with dropout; ours adds 4 bytes a head and token, and the ends."""
+    (gpu,) = memory("--train.micro_batch_size=2", "--model.hidden_dropout=0.1", "--train.recompute=selective")
+    assert gpu.activations_bytes == 2 * S * (LAYERS * 34 * H + H + 2 * H)
+    (gpu,) = memory("--train.micro_batch_size=2", "--model.hidden_dropout=0.1")
+    assert gpu.activations_bytes == 2 * S * (LAYERS * (34 * H + 4 * HEADS) + H + 2 * H)
+    (gpu,) = memory("--train.micro_batch_size=2", "--train.precision=fp32", "--train.recompute=selective")
+    assert gpu.activations_bytes == 2 * S * (LAYERS * 64 * H + 4 * H)
+
+
+def test_tensor_and_sequence_parallel_divide_activations():
+    """10 + 24 / t of the 34 parts; with sequence parallelism 34 / t (Korthikanti et al. 2022, table 2)."""
+    common = ("--parallel.tensor=4", "--model.hidden_dropout=0.1", "--train.recompute=selective")
+    (gpu,) = memory(*common, gpus=4)
+    assert gpu.activations_bytes == S * (LAYERS * (10 + 24 / 4) * H + 3 * H)
+    (gpu,) = memory(*common, "--parallel.sequence_parallel=true", gpus=4)
+    assert gpu.activations_bytes == S * (LAYERS * 34 / 4 * H + 3 * H / 4)
+
+
+def test_full_recompute_keeps_layer_inputs_and_one_layer():
+    (gpu,) = memory("--train.recompute=full")
+    assert gpu.activations_bytes == S * (LAYERS * 2 * H + 32 * H + 2 * H)
+
+
+def test_logits():
+    (gpu,) = memory("--train.micro_batch_size=2")
+    assert gpu.logits_bytes == 2 * S * V * (2 + 2 + 4)
+    first, last = memory("--parallel.tensor=2", "--parallel.pipeline=2", "--train.precision=fp32", gpus=4)
+    assert first.logits_bytes == 0
+    assert last.logits_bytes == S * V // 2 * (4 + 4 + 4)
+
+
+def test_total_is_the_sum_of_the_parts_and_the_peak_is_the_fullest():
+    plan = make_plan(load_config(None, [*MODEL, "--parallel.pipeline=4"]), 4, None)
+    for gpu in plan.memory:
+        assert gpu.total_bytes == sum(size for _, size in gpu.parts)
+    assert [name for name, _ in plan.memory[0].parts] == ["weights", "gradients", "optimizer", "activations", "logits"]
+    assert plan.peak_memory.total_bytes == max(gpu.total_bytes for gpu in plan.memory)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "virtual", "num_micro_batches", "expected"),
+    [
+        (1, 1, 8, [1]),
+        (4, 1, 8, [4, 3, 2, 1]),
+        (4, 1, 2, [2, 2, 2, 1]),
+        (2, 2, 8, [5, 3]),
+        (4, 2, 8, [11, 9, 7, 5]),
+        (4, 2, 4, [8, 8, 7, 5]),
+    ],
+)
+def test_chunks_in_flight(pipeline, virtual, num_micro_batches, expected):
+    config = load_config(None, [f"--parallel.pipeline={pipeline}", f"--parallel.virtual_stages={virtual}"]).config
+    layout = make_layout(config.parallel, 8, pipeline)
+    assert [chunks_in_flight(layout, rank, num_micro_batches) for rank in range(pipeline)] == expected
+
+
+def test_a_pipeline_rank_holds_its_micro_batches_in_flight():
+    """Layers a rank times micro-batches in flight: the first of four ranks holds 2 x 4 layers' activations."""
+    ranks = memory("--parallel.pipeline=4", "--train.recompute=selective", gpus=4)
+    layer = S * 32 * H
+    assert [gpu.activations_bytes for gpu in ranks] == [8 * layer, 6 * layer, 4 * layer, 2 * layer + 2 * S * H]
