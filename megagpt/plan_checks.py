@@ -166,11 +166,17 @@ def check_world(loaded: LoadedConfig, num_gpus: int, vocab_size: int | None) -> 
 
 
 def check_zero(loaded: LoadedConfig) -> list[str]:
-    """ZeRO 2 and 3 reduce gradients inside the backward hooks, before sums that other parallelism needs."""
+    """ZeRO 0 is for fp32; ZeRO 2 and 3 reduce gradients in the backward pass, before sums other parallelism needs."""
     parallel = loaded.config.parallel
+    here = loaded.describe("parallel.zero_stage")
+    if parallel.zero_stage == 0 and loaded.config.train.precision != "fp32":
+        return [
+            f"{here} does not work with {loaded.describe('train.precision')}: DeepSpeed adds 16-bit "
+            "gradients up in fp32 with ZeRO alone (runtime/engine.py, _do_optimizer_sanity_check); use 1, 2 or 3, or "
+            'train.precision = "fp32"'
+        ]
     if parallel.zero_stage < 2:
         return []
-    here = loaded.describe("parallel.zero_stage")
     reason = "ZeRO 2 and 3 reduce gradients inside the backward pass, before"
     problems = []
     if parallel.pipeline > 1:

@@ -5,18 +5,20 @@ B micro-batch, S sequence, H hidden, F feed-forward, N heads, V padded vocabular
 P parameters on the rank, e bytes of a weight or activation (fp32: 4, bf16 and fp16: 2).
 
 weights      e P; ZeRO 3: e P / D, and one gathered layer or embedding
-gradients    e P; ZeRO 2 and 3: e P / D
-optimizer    fp32 AdamW moments 8 P, and the fp32 master copy 4 P (in fp32 DeepSpeed's ZeRO 1 to 3 keeps one too; ZeRO 0
-             does not); divided by D from ZeRO 1 on. Rajbhandari et al. 2020 (ZeRO), §3 and §5.
+gradients    4 P: micro-batches are added up in fp32 whatever the precision (parallel/deepspeed_json.py); from ZeRO 2 on
+             4 P / D
+optimizer    fp32 AdamW moments 8 P, and the fp32 master copy 4 P that DeepSpeed keeps with ZeRO 1 to 3, in fp32 too;
+             divided by D from ZeRO 1 on. Rajbhandari et al. 2020 (ZeRO), §3 and §5.
 activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, without its 5 N S term: the scores stay in
              the fused attention kernel. Whole on each tensor rank, or divided by t with sequence parallelism: 4 e H for
-             the inputs of two norms, QKV and feed-forward, and 2 H of dropout masks where hidden_dropout > 0. Divided
-             by t: 4 e H for Q, K, V and the input of the output projection, 2 e F around the GELU, 4 N of log-sum-exp.
-             recompute "selective" drops the log-sum-exp alone, as the fused kernel keeps no scores anyway. "full" keeps
-             e H a layer (divided by t with sequence parallelism) and all of one layer that is being recomputed.
-             The first stage adds its embedding dropout mask, the last the final norm's input.
+             the inputs of two norms, QKV and feed-forward, and 2 e H of dropout masks where hidden_dropout > 0 (ours
+             are kept in the format of the values, the paper's in a byte). Divided by t: 4 e H for Q, K, V and the input
+             of the output projection, 2 e F around the GELU, and e H + 4 N for the kernel's own output and log-sum-exp.
+             recompute "selective" drops those last e H + 4 N. "full" keeps e H a layer (divided by t with sequence
+             parallelism) and all of the one layer that is being recomputed.
+             The first stage adds its embedding dropout mask, the last the inputs of the final norm and of the head.
              Each is held for as many micro-batches as the schedule has in flight (see `chunks_in_flight`).
-logits       B S V / t of (2 e + 4) bytes: the logits, their gradient, and the fp32 softmax of the cross-entropy
+logits       B S V / t of e + 8 bytes (the logits, their fp32 copy, the fp32 softmax), in fp32 8 bytes (no copy)
 
 Not counted: CUDA context, NCCL and DeepSpeed buckets, kernel workspaces, fragmentation.
 """
@@ -29,6 +31,7 @@ from megagpt.model.spec import ModelSpec
 from megagpt.plan_layout import Layout
 
 GIB = 2**30
+_GRADIENT_BYTES = 4
 _MASTER_BYTES = 4
 _MOMENTS_BYTES = 8
 
@@ -95,9 +98,8 @@ def estimate_memory(
     parameters = rank_parameters(spec, layout, pipeline_rank)
     shards = [layout.data if layout.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     optimizer_shards, gradient_shards, weight_shards = shards
-    state_bytes = _MOMENTS_BYTES
-    if train.precision != "fp32" or layout.zero_stage >= 1:
-        state_bytes += _MASTER_BYTES
+    state_bytes = _MOMENTS_BYTES + (_MASTER_BYTES if layout.zero_stage >= 1 else 0)
+    logit_bytes = 8 if train.precision == "fp32" else value_bytes + 8
     weights = _ceil_divide(value_bytes * parameters, weight_shards)
     if layout.zero_stage == 3:
         layer = count_layer_parameters(spec, layout.tensor)
@@ -107,21 +109,21 @@ def estimate_memory(
     return GpuMemory(
         pipeline_rank,
         weights_bytes=weights,
-        gradients_bytes=_ceil_divide(value_bytes * parameters, gradient_shards),
+        gradients_bytes=_ceil_divide(_GRADIENT_BYTES * parameters, gradient_shards),
         optimizer_bytes=_ceil_divide(state_bytes * parameters, optimizer_shards),
         activations_bytes=_activation_bytes(spec, layout, train, pipeline_rank, num_micro_batches),
-        logits_bytes=(2 * value_bytes + 4) * logits if has_head else 0,
+        logits_bytes=logit_bytes * logits if has_head else 0,
     )
 
 
 def layer_activation_bytes(spec: ModelSpec, layout: Layout, train: TrainSection) -> int:
-    """Bytes a token that one layer keeps for its backward pass without full recomputation."""
+    """Bytes a token that one layer keeps for its backward pass; with full recomputation, while it is recomputed."""
     value_bytes = 4 if train.precision == "fp32" else 2
-    mask_bytes = 1 if spec.hidden_dropout > 0 else 0
+    mask_bytes = value_bytes if spec.hidden_dropout > 0 else 0
     common = (4 * value_bytes + 2 * mask_bytes) * spec.hidden_size
     split = value_bytes * (4 * spec.hidden_size + 2 * spec.ffn_hidden_size)
-    if train.recompute == "none":
-        split += 4 * spec.num_heads
+    if train.recompute != "selective":
+        split += value_bytes * spec.hidden_size + 4 * spec.num_heads
     return _ceil_divide(common, _sequence_shards(layout)) + _ceil_divide(split, layout.tensor)
 
 
@@ -132,18 +134,16 @@ def _activation_bytes(
     layer = layer_activation_bytes(spec, layout, train)
     layers_per_chunk = layout.stages[0].num_layers
     chunks = chunks_in_flight(layout, pipeline_rank, num_micro_batches)
-    per_token = 0
+    residual = _ceil_divide(value_bytes * spec.hidden_size, _sequence_shards(layout))
     if train.recompute == "full":
-        kept = _ceil_divide(value_bytes * spec.hidden_size, _sequence_shards(layout))
-        per_token += chunks * layers_per_chunk * kept + layer
+        per_token = chunks * layers_per_chunk * residual + layer
     else:
-        per_token += chunks * layers_per_chunk * layer
+        per_token = chunks * layers_per_chunk * layer
     for stage in layout.chunks(pipeline_rank):
         if stage.has_embedding and spec.hidden_dropout > 0:
-            in_flight = min(_ceil_divide(chunks, layout.virtual_stages), num_micro_batches)
-            per_token += in_flight * _ceil_divide(spec.hidden_size, _sequence_shards(layout))
+            per_token += min(_ceil_divide(chunks, layout.virtual_stages), num_micro_batches) * residual
         if stage.has_head:
-            per_token += _ceil_divide(value_bytes * spec.hidden_size, _sequence_shards(layout))
+            per_token += 2 * residual
     return train.micro_batch_size * spec.sequence_length * per_token
 
 

@@ -85,6 +85,12 @@ ONE_PROBLEM = [
         "= 1 with parallel.pipeline = 1, 2, 3, 4, 6 or 12",
     ),
     (
+        ("--parallel.zero_stage=0", "--train.precision=fp16"),
+        'parallel.zero_stage = 0 (command line) does not work with train.precision = "fp16" (command line): DeepSpeed '
+        "adds 16-bit gradients up in fp32 with ZeRO alone (runtime/engine.py, _do_optimizer_sanity_check); use 1, 2 or "
+        '3, or train.precision = "fp32"',
+    ),
+    (
         ("--parallel.zero_stage=2", "--parallel.pipeline=2"),
         "parallel.zero_stage = 2 (command line) does not work with parallel.pipeline = 2 (command line): ZeRO 2 and 3 "
         "reduce gradients inside the backward pass, before the tied embedding's gradients are summed",
@@ -263,8 +269,8 @@ OFFERS = [
     (("--train.batch_tokens=4032",), "train.batch_tokens", 8),
     (("--train.batch_ramp_tokens=9000", "--train.batch_ramp_start_tokens=256"), "train.batch_ramp_start_tokens", 8),
     (("--train.batch_ramp_tokens=9000", "--train.batch_ramp_start_tokens=1536"), "train.batch_ramp_start_tokens", 8),
-    (ONE_PROBLEM[19][0], "train.micro_batch_size", 8),
-    (ONE_PROBLEM[20][0], "train.batch_ramp_start_tokens", 8),
+    (ONE_PROBLEM[20][0], "train.micro_batch_size", 8),
+    (ONE_PROBLEM[21][0], "train.batch_ramp_start_tokens", 8),
 ]
 
 
