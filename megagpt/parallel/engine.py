@@ -21,6 +21,11 @@ from megagpt.parallel.mesh import DeepSpeedMesh, Mesh
 from megagpt.parallel.schedule import ScheduleChunk, TokenLoss, make_chunks, run_schedule
 
 
+# keys of DeepSpeed's optimizer state_dict (checkpoint/constants.py)
+_LOSS_SCALER = "loss_scaler"
+_UNSAVED = ("param_slice_mappings", "zero_stage")  # follow from the layout, and are not plain values
+
+
 class UpdateResult(NamedTuple):
     """What one optimizer step did."""
 
@@ -87,6 +92,7 @@ class Engine:
         self._reduces_in_backward = self.zero_stage >= 2
         self.deepspeed.enable_backward_allreduce = self._reduces_in_backward
         self._forwards_left = 0
+        self._unwrapped = isinstance(self.optimizer, torch.optim.Optimizer)  # ZeRO 0 in fp32
         self.module: StageModule = self.deepspeed.module
         self.named_parameters = global_named_parameters(self.module.chunks)
         mcore.grad_scale_func = self._scale_loss if self._fp16 else None
@@ -153,6 +159,48 @@ class Engine:
         gradient = parameter.grad if accumulated is None else accumulated
         assert gradient is not None, "a parameter took no part in the backward pass"
         return gradient
+
+    def model_state(self) -> dict[str, Tensor]:
+        """This rank's weights by global name, on the CPU. ZeRO 3 gathers them over the data group: every rank calls it."""
+        if self.zero_stage < 3:
+            return {name: parameter.detach().cpu() for name, parameter in self.named_parameters.items()}
+        import deepspeed
+
+        state = {}
+        for name, parameter in self.named_parameters.items():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                state[name] = parameter.detach().cpu().clone()
+        return state
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """This rank's optimizer state in plain values and tensors: master weights, moments, loss scaler."""
+        state = dict(self.optimizer.state_dict())
+        for name in _UNSAVED:
+            state.pop(name, None)
+        if _LOSS_SCALER in state:
+            state[_LOSS_SCALER] = dict(vars(state[_LOSS_SCALER]))
+        return state
+
+    def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
+        """Continue from what `model_state` and `optimizer_state` gave on the same layout. Every rank calls it."""
+        if self.zero_stage < 3:  # ZeRO 3 restores the weights from the master weights
+            with torch.no_grad():
+                for name, parameter in self.named_parameters.items():
+                    parameter.copy_(model[name])
+        if self._unwrapped:
+            self.optimizer.load_state_dict(optimizer)
+            return
+        if _LOSS_SCALER in optimizer:
+            scaler = self.optimizer.loss_scaler
+            vars(scaler).update(optimizer[_LOSS_SCALER])
+            optimizer = optimizer | {_LOSS_SCALER: scaler}
+        by_data_rank = {self.mesh.data_rank: optimizer}  # DeepSpeed picks its own rank's entry
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints while loading
+            if self.zero_stage == 3:
+                self.optimizer.checkpoint_event_prologue()
+            self.optimizer.load_state_dict(by_data_rank, load_optimizer_states=True, load_from_fp32_weights=True)
+            if self.zero_stage == 3:
+                self.optimizer.checkpoint_event_epilogue()
 
     def _clip_unpartitioned(self) -> float:
         """Clip whole gradients by their global norm and return it; reduces over one replica of the model.

@@ -1,1 +1,1 @@
-"""Training: the loop, learning rate, metrics and evaluation."""
+"""Pretraining: building a run from its plan, the loop, learning rate, evaluation and metrics."""

@@ -6,6 +6,7 @@ thread each, and the first failing rank's traceback is raised in the test.
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def _collect(receivers: list[Connection], timeout_seconds: float) -> list[Any]:
                 raise RuntimeError(f"rank {rank} died without a word") from None
             if not ok:
                 raise RuntimeError(f"rank {rank} failed:\n{value}")
-            results[rank] = value
+            results[rank] = pickle.loads(value)
     return [results[rank] for rank in range(len(receivers))]
 
 
@@ -74,7 +75,7 @@ def _rank_main(
     try:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=num_ranks)
         result = function(*arguments)
-        sender.send((True, result))
+        sender.send((True, pickle.dumps(result)))  # by value: multiprocessing would hand over shared memory of a dead rank
         dist.barrier()
     except BaseException:
         sender.send((False, traceback.format_exc()))

@@ -1,0 +1,169 @@
+"""Writes a checkpoint whole or not at all: temporary folder, fsync, manifest, rename, `latest` moved last.
+
+A crash at any moment leaves `latest` at a whole checkpoint. Every rank calls `save_checkpoint`; each writes its own
+files, rank 0 the rest.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megagpt.checkpoint.manifest import (
+    LATEST_NAME,
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    file_record,
+    model_file,
+    optimizer_file,
+    step_folder,
+    sync_folder,
+    write_durably,
+)
+from megagpt.errors import CheckpointError
+from megagpt.parallel.mesh import Mesh
+
+_SPARE_BYTES = 16 << 20  # manifest, config, tokenizer and the file system's own needs
+
+
+@dataclass(frozen=True)
+class CheckpointContents:
+    """What one rank has to save. The manifest's `files` are filled in by the save."""
+
+    manifest: Manifest
+    config_toml: str
+    tokenizer_path: Path | None
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def save_checkpoint(checkpoints: Path, contents: CheckpointContents, mesh: Mesh, keep: int) -> Path:
+    """Save into `checkpoints`/step-…, move `latest` there, and remove all but the `keep` newest. Every rank calls it.
+
+    Returns the checkpoint's folder. Raises CheckpointError on every rank if any rank could not write; earlier
+    checkpoints and `latest` are then as before.
+    """
+    target = checkpoints / step_folder(contents.manifest.step)
+    temporary = target.with_name(target.name + ".writing")
+    _run_on_rank_0(mesh, lambda: _prepare(temporary), temporary)
+    try:
+        _check_space(checkpoints, contents, mesh)
+        records = _write_rank_files(temporary, contents, mesh)
+        manifest = replace(contents.manifest, files=dict(sorted(records.items())))
+        _run_on_rank_0(mesh, lambda: _commit(checkpoints, temporary, target, contents, manifest, keep), target)
+    except CheckpointError:
+        if mesh.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def _prepare(temporary: Path) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a save that was killed
+    temporary.mkdir(parents=True)
+
+
+def _check_space(checkpoints: Path, contents: CheckpointContents, mesh: Mesh) -> None:
+    """Refuse before writing what cannot fit. Reduces over all ranks."""
+    needed = torch.tensor([_tensor_bytes(contents.optimizer)], dtype=torch.int64)
+    if mesh.data_rank == 0:
+        needed += _tensor_bytes(contents.model)
+    needed = needed.to(mesh.device)
+    dist.all_reduce(needed)
+    needed_bytes, free_bytes = int(needed) + _SPARE_BYTES, shutil.disk_usage(checkpoints).free
+    all_fit = torch.tensor([int(free_bytes >= needed_bytes)], device=mesh.device)
+    dist.all_reduce(all_fit, op=dist.ReduceOp.MIN)
+    if not int(all_fit):
+        raise CheckpointError(
+            f"a checkpoint needs {needed_bytes / 2**20:,.0f} MiB and {checkpoints} has {free_bytes / 2**20:,.0f} MiB free; "
+            "free space, or move run.folder; earlier checkpoints are untouched"
+        )
+
+
+def _tensor_bytes(values: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    if isinstance(values, Tensor):
+        return values.numel() * values.element_size()
+    if isinstance(values, dict):
+        return sum(_tensor_bytes(value) for value in values.values())
+    if isinstance(values, list | tuple):
+        return sum(_tensor_bytes(value) for value in values)
+    return 0
+
+
+def _write_rank_files(folder: Path, contents: CheckpointContents, mesh: Mesh) -> dict[str, FileRecord]:
+    """Write this rank's files; gathers the records of all ranks' files, or raises on all if any rank failed."""
+    records: dict[str, FileRecord] = {}
+    error = None
+    try:
+        if mesh.data_rank == 0:
+            name = model_file(mesh.tensor_rank, mesh.pipeline_rank)
+            save_file({key: value.contiguous() for key, value in contents.model.items()}, folder / name)
+            records[name] = _sync_and_record(folder / name)
+        name = optimizer_file(mesh.rank)
+        torch.save(contents.optimizer, folder / name)
+        records[name] = _sync_and_record(folder / name)
+    except (OSError, RuntimeError) as failure:  # torch.save and safetensors raise RuntimeErrors of their own on a full disk
+        error = f"rank {mesh.rank} could not write {folder}: {failure}"
+    gathered: list[Any] = [None] * mesh.world_size
+    dist.all_gather_object(gathered, (error, records))
+    _raise_first([failure for failure, _ in gathered])
+    return {name: record for _, rank_records in gathered for name, record in rank_records.items()}
+
+
+def _sync_and_record(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return file_record(path)
+
+
+def _commit(
+    checkpoints: Path, temporary: Path, target: Path, contents: CheckpointContents, manifest: Manifest, keep: int
+) -> None:
+    """Rank 0: the small files, the manifest last; then the rename that makes the checkpoint exist, then `latest`."""
+    (temporary / "config.toml").write_text(contents.config_toml, encoding="utf-8")
+    if contents.tokenizer_path is not None:
+        assert manifest.tokenizer_file is not None
+        shutil.copyfile(contents.tokenizer_path, temporary / manifest.tokenizer_file)
+    write_durably(temporary / MANIFEST_NAME, manifest.to_json())
+    if target.exists():  # the same step saved twice, as after a resume from an older checkpoint
+        shutil.rmtree(target)
+    temporary.rename(target)
+    sync_folder(checkpoints)
+    write_durably(checkpoints / LATEST_NAME, target.name + "\n")
+    _prune(checkpoints, target, keep)
+
+
+def _prune(checkpoints: Path, newest: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints, never the one just written."""
+    steps = sorted(path for path in checkpoints.glob("step-*") if path.is_dir() and path.suffix != ".writing")
+    for path in steps[:-keep]:
+        if path != newest:
+            shutil.rmtree(path)
+
+
+def _run_on_rank_0(mesh: Mesh, action: Any, where: Path) -> None:
+    """Run something on rank 0 alone and tell every rank how it went. Broadcasts from rank 0."""
+    outcome: list[str | None] = [None]
+    if mesh.rank == 0:
+        try:
+            action()
+        except OSError as failure:
+            outcome = [f"rank 0 could not write {where}: {failure}"]
+    dist.broadcast_object_list(outcome, src=0)
+    _raise_first(outcome)
+
+
+def _raise_first(errors: list[str | None]) -> None:
+    found = [error for error in errors if error is not None]
+    if found:
+        raise CheckpointError(
+            f"{found[0]}; free space or give rights to run.folder; earlier checkpoints are untouched"
+        )

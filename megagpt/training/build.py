@@ -1,0 +1,54 @@
+"""From a plan to this rank's model with its optimizer. Every rank of the mesh calls `build_engine` together."""
+
+import torch
+from torch import nn
+
+from megagpt.config import TrainSection
+from megagpt.model.context import StageBuild
+from megagpt.model.gpt import GPTChunk
+from megagpt.model.init import initialise
+from megagpt.model.names import parameter_shapes
+from megagpt.parallel.deepspeed_json import make_deepspeed_config
+from megagpt.parallel.engine import Engine
+from megagpt.parallel.mcore_config import make_mcore_config
+from megagpt.parallel.mesh import Mesh
+from megagpt.plan import RunPlan
+
+
+def build_engine(plan: RunPlan, mesh: Mesh) -> Engine:
+    """This rank's chunks, initialised from the run's seed, in an Engine."""
+    train, layout = plan.config.train, plan.layout
+    mcore = make_mcore_config(plan.spec, mesh, train.precision, layout.sequence_parallel, layout.virtual_stages)
+    build = StageBuild(plan.spec, mesh, mcore, train.recompute)
+    chunks: list[nn.Module] = []
+    for stage in layout.chunks(mesh.pipeline_rank):
+        chunk = GPTChunk(build, stage)
+        initialise(chunk, plan.spec, plan.config.run.seed, mesh.tensor_rank, mesh.tensor_size)
+        chunks.append(chunk)
+    deepspeed_config = make_deepspeed_config(
+        train.precision,
+        layout.zero_stage,
+        train.clip_grad,
+        train.fp16_initial_scale_power,
+        train.fp16_scale_window_steps,
+    )
+    return Engine(chunks, mesh, mcore, deepspeed_config, make_optimizer(chunks, plan), train.clip_grad)
+
+
+def make_optimizer(chunks: list[nn.Module], plan: RunPlan) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) in two groups: matrices and tables decay, biases and norms do not.
+
+    torch's fused form runs one kernel over all parameters, on CUDA and on the CPU.
+    """
+    train: TrainSection = plan.config.train
+    infos = parameter_shapes(plan.spec)
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            (decay if infos[name].decay else no_decay).append(parameter)
+    groups = [
+        {"params": decay, "weight_decay": train.weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True)

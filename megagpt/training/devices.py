@@ -1,0 +1,39 @@
+"""Dense peak FLOP/s of known devices, for model FLOP/s utilisation (MFU). Unknown devices have none: no MFU is shown."""
+
+import torch
+
+# dense (no sparsity) tensor-core peaks for bf16 and fp16 with fp32 accumulation, in TFLOP/s, from vendors' data sheets;
+# the first entry whose words are all in the device's name counts
+PEAK_TFLOPS_16BIT: tuple[tuple[tuple[str, ...], float], ...] = (
+    (("B200",), 2250.0),
+    (("H200",), 989.4),
+    (("H100", "PCIe"), 756.5),
+    (("H100", "NVL"), 835.0),
+    (("H100",), 989.4),
+    (("H800", "PCIe"), 756.5),
+    (("H800",), 989.4),
+    (("H20",), 148.0),
+    (("A100",), 312.0),
+    (("A800",), 312.0),
+    (("L40S",), 362.05),
+    (("A40",), 149.7),
+    (("A10",), 125.0),
+    (("RTX", "4090"), 165.2),
+    (("RTX", "3090"), 71.0),
+)
+
+
+def device_name(device: torch.device) -> str:
+    """What the driver calls the device; "CPU" for the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def peak_tflops(name: str, precision: str) -> float | None:
+    """Dense peak of a device in TFLOP/s, or None where it is not known (also for fp32: TF32 settings decide there)."""
+    if precision == "fp32":
+        return None
+    words = name.replace("-", " ").split()
+    for wanted, peak in PEAK_TFLOPS_16BIT:
+        if all(any(word.startswith(part) for word in words) for part in wanted):
+            return peak
+    return None

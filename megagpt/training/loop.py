@@ -1,0 +1,71 @@
+"""The training loop: one arrow of the design a line. Everything it uses is built before it starts."""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from megagpt.checkpoint.save import save_checkpoint
+from megagpt.errors import CheckpointError
+from megagpt.parallel.engine import Engine
+from megagpt.parallel.mesh import Mesh
+from megagpt.training.evaluate import evaluate
+from megagpt.training.prepare import PreparedRun
+from megagpt.training.recorder import Recorder
+from megagpt.training.snapshot import take_snapshot
+from megagpt.training.totals import dropout_seed, reduce_num_loss_tokens, reduce_step_totals
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """All that the loop needs, on this rank."""
+
+    prepared: PreparedRun
+    mesh: Mesh
+    engine: Engine
+    recorder: Recorder
+    console: Console  # silent on other ranks than 0
+
+
+def train(run: TrainingRun, first_step: int) -> None:
+    """Train from `first_step` updates done to the plan's end. Every rank calls it.
+
+    Raises TrainingError where a loss or gradient is not finite, CheckpointError where the last save fails.
+    """
+    plan, engine, mesh, recorder = run.prepared.plan, run.engine, run.mesh, run.recorder
+    seed = plan.config.run.seed
+    stream = run.prepared.training_stream(mesh)
+    loss = None
+    for step in range(first_step, plan.num_steps):
+        recorder.start_step()
+        micro_batches = stream.micro_batches(plan.step_batch(step))
+        loss_weight = mesh.data_size / reduce_num_loss_tokens(micro_batches, mesh)  # DeepSpeed averages over data ranks
+        losses = engine.forward_backward(micro_batches, loss_weight, dropout_seed(seed, step, mesh.data_rank))
+        engine.reduce_model_parallel_gradients()
+        totals = reduce_step_totals(losses, engine.local_gradients_finite(), step, mesh)
+        update = engine.update(plan.learning_rate(step))
+        recorder.end_step(step, totals, update)
+        loss, done = totals.loss, step + 1
+        if _due(done, plan.config.evaluation.interval_steps, plan.num_steps) and run.prepared.validation is not None:
+            held_out = evaluate(run.prepared, mesh, engine)
+            recorder.evaluated(done, held_out, run.prepared.validation.unigram_entropy)
+        if _due(done, plan.config.checkpoint.interval_steps, plan.num_steps):
+            _save(run, done, loss)
+
+
+def _due(done: int, interval: int, num_steps: int) -> bool:
+    """After every `interval` steps (0: never) and at the end."""
+    return done == num_steps or (interval > 0 and done % interval == 0)
+
+
+def _save(run: TrainingRun, done: int, loss: float) -> None:
+    """Save a checkpoint. A failed save is reported and training goes on, except at the end, where it is an error."""
+    prepared = run.prepared
+    contents = take_snapshot(prepared, run.engine, done, loss)
+    try:
+        folder = save_checkpoint(prepared.checkpoints, contents, run.mesh, prepared.plan.config.checkpoint.keep)
+    except CheckpointError as error:
+        if done == prepared.plan.num_steps:
+            raise
+        run.console.print(f"[bold red]checkpoint after step {done} failed:[/bold red] {error}; training goes on")
+        return
+    run.console.print(f"saved {folder}", highlight=False, soft_wrap=True)

@@ -1,0 +1,164 @@
+"""What is recorded of a run and where it goes: metrics.jsonl always, TensorBoard and Weights & Biases if asked.
+
+Records are made of numbers already summed over ranks; only rank 0 writes.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from megagpt.config import LogSection, RunConfig
+from megagpt.config_file import dump_toml
+from megagpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step. Times and rates are over the steps since the last record, evaluation and saving left out."""
+
+    step: int  # updates done, from 1
+    tokens: int  # tokens trained on so far
+    loss: float  # Σ loss / Σ tokens of the step, in nats
+    lr: float
+    grad_norm: float  # global, before clipping
+    loss_scale: float  # 1 unless fp16
+    applied: bool  # False: fp16 skipped the update
+    seconds_per_step: float
+    tokens_per_second: float  # all ranks
+    model_tflops: float  # model TFLOP/s of one device
+    mfu: float | None  # share of the device's dense peak; None where the peak is not known
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation on the validation split."""
+
+    step: int
+    validation_loss: float  # nats a token
+    perplexity: float
+    unigram_entropy: float  # nats a token, of the same held-out tokens
+    num_tokens: int
+
+
+Record = StepRecord | EvaluationRecord
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats; infinite where it overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+class MetricsSink(Protocol):
+    """A place where records go."""
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Write out what is still buffered."""
+
+
+class JsonlSink:
+    """metrics.jsonl: one JSON object a record, flushed at once. On resume, records of undone steps are dropped."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        kept = []
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary.rename(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Append one line."""
+        self._file.write(json.dumps(asdict(record)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoardSink:
+    """TensorBoard event files under RUN/tensorboard."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def write(self, record: Record) -> None:
+        """One scalar for each number."""
+        for name, value in _numbers(record).items():
+            self._writer.add_scalar(name, value, record.step)
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self._writer.close()
+
+
+class WandbSink:
+    """Weights & Biases; one wandb run for one run folder, also across resumes."""
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        import wandb
+
+        id_file = folder / "wandb-id"
+        if not id_file.exists():
+            id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
+        try:
+            self._run = wandb.init(
+                project=config.log.wandb_project,
+                name=config.run.name,
+                id=id_file.read_text(encoding="utf-8").strip(),
+                resume="allow",
+                dir=str(folder),
+                mode=config.log.wandb,
+                config=config.model_dump(),
+            )
+        except wandb.errors.Error as error:
+            raise ConfigError(
+                f'log.wandb = "{config.log.wandb}" cannot start: {error}; run `wandb login`, or use "offline" or "disabled"'
+            ) from None
+
+    def write(self, record: Record) -> None:
+        """Log every number at the record's step."""
+        self._run.log(_numbers(record), step=record.step)
+
+    def close(self) -> None:
+        """End the wandb run."""
+        self._run.finish()
+
+
+def open_sinks(folder: Path, config: RunConfig, first_step: int) -> list[MetricsSink]:
+    """The sinks that the log section asks for. Rank 0 only. Raises ConfigError where wandb cannot start."""
+    log: LogSection = config.log
+    sinks: list[MetricsSink] = [JsonlSink(folder / "metrics.jsonl", first_step)]
+    if log.tensorboard:
+        sinks.append(TensorBoardSink(folder / "tensorboard", first_step))
+    if log.wandb != "disabled":
+        sinks.append(WandbSink(folder, config))
+    return sinks
+
+
+def write_run_config(folder: Path, config: RunConfig) -> None:
+    """The resolved configuration, beside what it made."""
+    (folder / "config.toml").write_text(dump_toml(config), encoding="utf-8")
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    group = "train" if isinstance(record, StepRecord) else "validation"
+    values: dict[str, Any] = asdict(record)
+    del values["step"]
+    return {f"{group}/{name}": float(value) for name, value in values.items() if value is not None}
+
+
+def _step_of(line: str) -> float:
+    """Step of a line of metrics.jsonl; infinite for a line that a crash cut short."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

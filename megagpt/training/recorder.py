@@ -1,0 +1,63 @@
+"""Turns the steps of a run into records: measures time, works out rates, and hands them to the sinks. Rank 0 writes."""
+
+import time
+
+from megagpt.parallel.engine import UpdateResult
+from megagpt.plan import RunPlan
+from megagpt.training.metrics import EvaluationRecord, MetricsSink, StepRecord, perplexity
+from megagpt.training.totals import StepTotals
+
+
+class Recorder:
+    """Every rank makes one; those of other ranks than 0 have no sinks and write nothing."""
+
+    def __init__(self, plan: RunPlan, sinks: list[MetricsSink], peak_tflops: float | None) -> None:
+        self._plan, self._sinks, self._peak_tflops = plan, sinks, peak_tflops
+        self._steps = self._tokens = 0
+        self._seconds = 0.0
+        self._started = time.perf_counter()
+
+    def start_step(self) -> None:
+        """The clock of a step starts."""
+        self._started = time.perf_counter()
+
+    def end_step(self, step: int, totals: StepTotals, update: UpdateResult) -> None:
+        """The 0-based step is done; written every log.interval_steps and at the end."""
+        self._seconds += time.perf_counter() - self._started
+        batch = self._plan.step_batch(step)
+        tokens = batch.num_sequences * self._plan.spec.sequence_length
+        self._steps, self._tokens = self._steps + 1, self._tokens + tokens
+        done = step + 1
+        if done % self._plan.config.log.interval_steps and done != self._plan.num_steps:
+            return
+        rate = self._tokens / self._seconds
+        model_tflops = rate * self._plan.flops.total / self._plan.layout.world_size / 1e12
+        record = StepRecord(
+            step=done,
+            tokens=batch.tokens_before + tokens,
+            loss=totals.loss,
+            lr=update.lr,
+            grad_norm=update.grad_norm,
+            loss_scale=update.loss_scale,
+            applied=update.applied,
+            seconds_per_step=self._seconds / self._steps,
+            tokens_per_second=rate,
+            model_tflops=model_tflops,
+            mfu=model_tflops / self._peak_tflops if self._peak_tflops else None,
+        )
+        self._steps = self._tokens = 0
+        self._seconds = 0.0
+        for sink in self._sinks:
+            sink.write(record)
+
+    def evaluated(self, step: int, totals: StepTotals, unigram_entropy: float) -> EvaluationRecord:
+        """An evaluation after `step` updates."""
+        record = EvaluationRecord(step, totals.loss, perplexity(totals.loss), unigram_entropy, totals.num_tokens)
+        for sink in self._sinks:
+            sink.write(record)
+        return record
+
+    def close(self) -> None:
+        """Write out all sinks."""
+        for sink in self._sinks:
+            sink.close()

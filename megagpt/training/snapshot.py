@@ -1,0 +1,34 @@
+"""What a checkpoint of this moment holds: the run's identity, progress, and this rank's tensors."""
+
+from pathlib import Path
+
+from megagpt import __version__
+from megagpt.checkpoint.manifest import FORMAT_VERSION, Manifest
+from megagpt.checkpoint.save import CheckpointContents
+from megagpt.config_file import dump_toml
+from megagpt.parallel.engine import Engine
+from megagpt.training.prepare import PreparedRun
+
+
+def take_snapshot(prepared: PreparedRun, engine: Engine, step: int, loss: float) -> CheckpointContents:
+    """Contents of the checkpoint after `step` updates. Every rank calls it (ZeRO 3 gathers weights)."""
+    plan, identity = prepared.plan, prepared.identity
+    tokenizer_path = Path(prepared.tokenizer.path)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        megagpt_version=__version__,
+        step=step,
+        tokens=plan.batches.tokens_after(step - 1),
+        loss=loss,
+        spec=plan.spec,
+        layout=identity.layout,
+        precision=identity.precision,
+        seed=identity.seed,
+        tokenizer_fingerprint=identity.tokenizer_fingerprint,
+        tokenizer_file="tokenizer" + tokenizer_path.suffix,
+        data_fingerprint=identity.data_fingerprint,
+        files={},
+    )
+    return CheckpointContents(
+        manifest, dump_toml(plan.config), tokenizer_path, engine.model_state(), engine.optimizer_state()
+    )

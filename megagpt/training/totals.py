@@ -1,0 +1,73 @@
+"""The sums of one step over all ranks, reduced once and divided once; and the check that all of it is finite."""
+
+import hashlib
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from megagpt.data.batch import Batch
+from megagpt.errors import TrainingError
+from megagpt.kernels.dropout import mix
+from megagpt.parallel.mesh import Mesh
+from megagpt.parallel.schedule import TokenLoss
+
+
+class StepTotals(NamedTuple):
+    """Loss of one global batch."""
+
+    loss_sum: float  # nats
+    num_tokens: int  # that count in the loss
+
+    @property
+    def loss(self) -> float:
+        """Mean loss in nats a token."""
+        return self.loss_sum / self.num_tokens if self.num_tokens else math.nan
+
+
+def dropout_seed(seed: int, step: int, data_rank: int) -> int:
+    """Seed of one step's dropout on one data rank: the named stream "dropout", then step, then rank."""
+    stream = int.from_bytes(hashlib.sha256(f"dropout/{seed}".encode()).digest()[:7], "little")
+    return mix(mix(stream, step), data_rank)
+
+
+def reduce_num_loss_tokens(micro_batches: list[Batch], mesh: Mesh) -> int:
+    """Tokens of the global batch that count in the loss. Reduces over the data group."""
+    total = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in micro_batches]).sum().to(mesh.device)
+    dist.all_reduce(total, group=mesh.data_group)
+    return int(total)
+
+
+def reduce_step_totals(losses: list[TokenLoss], gradients_finite: bool, step: int, mesh: Mesh) -> StepTotals:
+    """Sum of a step's losses. Reduces over all ranks.
+
+    Raises TrainingError on every rank, naming the ranks, where a loss or gradient is not finite; the weights have not
+    been updated then. `step` counts from 0.
+    """
+    totals = reduce_losses(losses, mesh)
+    local_loss_finite = all(bool(torch.isfinite(loss.sum)) for loss in losses)
+    bad = torch.tensor([float(not local_loss_finite), float(not gradients_finite)], device=mesh.device)
+    gathered = torch.zeros(mesh.world_size, 2, device=mesh.device)
+    gathered[mesh.rank] = bad
+    dist.all_reduce(gathered)
+    for column, what in ((0, "loss"), (1, "gradient")):
+        ranks = gathered[:, column].nonzero().flatten().tolist()
+        if ranks:
+            raise TrainingError(
+                f"the {what} of step {step + 1} is not finite on rank {', '.join(map(str, ranks))}; training stopped "
+                "before the update. Lower train.lr, lengthen train.warmup_tokens, look at the data of this step with "
+                f"`megagpt data show --step {step}`, or train in bf16 or fp32"
+            )
+    return totals
+
+
+def reduce_losses(losses: list[TokenLoss], mesh: Mesh) -> StepTotals:
+    """Sum of micro-batch losses and their tokens. Reduces over all ranks; tensor ranks hold copies, one counts."""
+    total = torch.zeros(2, dtype=torch.float64)
+    if mesh.tensor_rank == 0:
+        for loss in losses:
+            total += torch.tensor([float(loss.sum), float(loss.num_tokens)], dtype=torch.float64)
+    total = total.to(mesh.device)
+    dist.all_reduce(total)
+    return StepTotals(float(total[0]), int(total[1]))

@@ -1,0 +1,103 @@
+"""A small model and its batches, and what one rank of a layout makes of them. Imported by the ranks themselves."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megagpt.config_file import load_config
+from megagpt.data.batch import Batch
+from megagpt.parallel.mesh import build_mesh
+from megagpt.plan import RunPlan, make_plan
+from megagpt.training.build import build_engine
+from megagpt.training.totals import dropout_seed, reduce_losses, reduce_num_loss_tokens
+
+VOCAB = 100  # padded to 128: half of the last tensor rank's columns do not exist
+SEQUENCE = 16
+SMALL = [
+    *("--model.num_layers=4", "--model.num_heads=4", "--model.hidden_size=32", f"--model.sequence_length={SEQUENCE}"),
+    *(f"--model.vocab_size={VOCAB}", "--train.batch_tokens=128", "--train.micro_batch_size=2", "--train.steps=3"),
+    *("--train.lr=1e-3", "--train.warmup_tokens=0", "--train.lr_schedule=constant", "--run.seed=7"),
+    # the gradient of a key bias is zero but for rounding (softmax ignores a shift); AdamW with its usual epsilon of 1e-8
+    # would blow that rounding up to whole steps and hide what the comparison of weights is for
+    "--train.epsilon=1e-4",
+]
+
+
+class LayoutResult(NamedTuple):
+    """What one rank saw of a few steps."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    gradients: dict[str, Tensor]  # of the first step, this rank's slices, averaged over data ranks; empty for ZeRO 2, 3
+    weights: dict[str, Tensor]  # after the last step, this rank's slices
+    tensor_rank: int
+    applied: list[bool]
+
+
+def small_plan(num_ranks: int, arguments: list[str]) -> RunPlan:
+    """The plan of the small model with further arguments."""
+    return make_plan(load_config(None, [*SMALL, *arguments]), num_ranks, None)
+
+
+def global_batch(step: int, separate_documents: bool = False) -> Batch:
+    """Eight sequences of made-up tokens, a fifth of whose labels do not count."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    tokens = torch.randint(0, VOCAB, (8, SEQUENCE + 1), generator=generator)
+    mask = (torch.rand(8, SEQUENCE, generator=generator) > 0.2).float()
+    positions = torch.arange(SEQUENCE).expand(8, SEQUENCE).contiguous()
+    documents = None
+    if separate_documents:
+        documents = (torch.rand(8, SEQUENCE, generator=generator) > 0.8).cumsum(1).to(torch.int32)
+        starts = torch.where(documents.diff(dim=1, prepend=documents[:, :1] - 1) > 0, positions, 0).cummax(1).values
+        positions = positions - starts
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions, documents)
+
+
+def rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Some sequences of a batch."""
+    return Batch(*(None if part is None else part[start:stop].contiguous() for part in batch))
+
+
+def micro_batches(plan: RunPlan, step: int, data_rank: int, separate_documents: bool) -> list[Batch]:
+    """One data rank's share of the global batch, cut as the plan says."""
+    cut = plan.step_batch(step)
+    share = cut.num_sequences // plan.layout.data
+    batch = rows(global_batch(step, separate_documents), data_rank * share, (data_rank + 1) * share)
+    size = cut.micro_batch_size
+    return [rows(batch, number * size, (number + 1) * size) for number in range(cut.num_micro_batches)]
+
+
+def run_layout(num_ranks: int, arguments: list[str], separate_documents: bool = False, steps: int = 3) -> LayoutResult:
+    """Train a few steps as one rank of a layout."""
+    plan = small_plan(num_ranks, arguments)
+    mesh = build_mesh(plan.layout.tensor, plan.layout.pipeline, plan.layout.virtual_stages)
+    engine = build_engine(plan, mesh)
+    losses, norms, applied = [], [], []
+    gradients: dict[str, Tensor] = {}
+    for step in range(steps):
+        batches = micro_batches(plan, step, mesh.data_rank, separate_documents)
+        weight = mesh.data_size / reduce_num_loss_tokens(batches, mesh)
+        token_losses = engine.forward_backward(batches, weight, dropout_seed(7, step, mesh.data_rank))
+        engine.reduce_model_parallel_gradients()
+        if step == 0 and plan.layout.zero_stage < 2:
+            for name, parameter in engine.named_parameters.items():
+                gradient = engine.gradient(parameter).detach().float().reshape(parameter.shape).clone()
+                dist.all_reduce(gradient, group=mesh.data_group)
+                gradients[name] = gradient / mesh.data_size
+        assert engine.local_gradients_finite()
+        losses.append(reduce_losses(token_losses, mesh).loss)
+        update = engine.update(plan.learning_rate(step))
+        norms.append(update.grad_norm)
+        applied.append(update.applied)
+    return LayoutResult(losses, norms, gradients, engine.model_state(), mesh.tensor_rank, applied)
+
+
+def fingerprint(values: dict[str, Any]) -> str:
+    """Equal for equal bits."""
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        digest.update(name.encode() + values[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
