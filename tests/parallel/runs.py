@@ -1,0 +1,67 @@
+"""A small real run: tokenizer, dataset and configuration in a folder, and one rank of its training."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from megagpt.config_file import load_config
+from megagpt.data.builder import build_dataset
+from megagpt.tokenizer import load_tokenizer
+from megagpt.tokenizer.train import TokenizerSettings, train_sentencepiece
+from megagpt.training.prepare import PreparedRun, prepare_run
+
+_WORDS = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜金生丽水玉出昆冈"
+
+
+def make_corpus(folder: Path, num_documents: int = 120) -> None:
+    """corpus.jsonl: made-up sentences whose characters follow one another, so that there is something to learn."""
+    lines = []
+    for number in range(num_documents):
+        start, stride = number % len(_WORDS), 1 + number % 3
+        text = "".join(_WORDS[(start + stride * place) % len(_WORDS)] for place in range(40 + number % 17))
+        lines.append(json.dumps({"text": f"第{number}回\n{text}。"}, ensure_ascii=False))
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def make_data(folder: Path) -> None:
+    """Corpus, tokenizer.model and the dataset `corpus` in a folder."""
+    make_corpus(folder)
+    lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    train_sentencepiece(texts, folder / "tokenizer.model", TokenizerSettings(vocab_size=400))
+    build_dataset([str(folder / "corpus.jsonl")], folder / "corpus", load_tokenizer(folder / "tokenizer.model"))
+
+
+def run_arguments(folder: Path, *extra: str) -> list[str]:
+    """Arguments of a small run on the data in a folder."""
+    return [
+        *("--model.num_layers=2", "--model.num_heads=2", "--model.hidden_size=32", "--model.sequence_length=32"),
+        *(f"--tokenizer.path={folder}/tokenizer.model", f"--data.path={folder}/corpus", "--data.split=0.9,0.1,0.0"),
+        *(f"--run.folder={folder}/run", "--train.steps=6", "--train.batch_tokens=256", "--train.micro_batch_size=2"),
+        *("--train.precision=fp32", "--train.lr=3e-3", "--train.warmup_tokens=512", "--train.decay_tokens=4000"),
+        *("--evaluation.interval_steps=3", "--evaluation.max_batches=2", "--checkpoint.interval_steps=2"),
+        *("--log.tensorboard=false",),
+        *extra,
+    ]
+
+
+def prepare_small(arguments: list[str]) -> PreparedRun:
+    """The prepared run of arguments, for as many ranks as the environment announces."""
+    return prepare_run(load_config(None, arguments), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def train_rank(arguments: list[str]) -> None:
+    """Train one rank in this process, as `megagpt train` does."""
+    from megagpt.training.cli import run_training
+
+    run_training(prepare_small(arguments), Console(quiet=True))
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run, without the fields that are times."""
+    timed = {"seconds_per_step", "tokens_per_second", "model_tflops", "mfu"}
+    lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]

@@ -1,0 +1,106 @@
+"""A run that stopped and continued is, bit for bit, the run that did not stop; and what a checkpoint refuses."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from megagpt.checkpoint.manifest import LATEST_NAME
+from megagpt.checkpoint.read import find_checkpoint, read_model
+from megagpt.errors import CheckpointError, ConfigError
+from tests.parallel.harness import run_ranks
+from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, train_rank
+
+LAYOUTS = {
+    "one rank, ZeRO 0": (1, ["--parallel.zero_stage=0"]),
+    "one rank": (1, []),
+    "data 2, ZeRO 1": (2, []),
+    "data 2, ZeRO 2": (2, ["--parallel.zero_stage=2"]),
+    "data 2, ZeRO 3": (2, ["--parallel.zero_stage=3"]),
+    "tensor 2": (2, ["--parallel.tensor=2", "--parallel.sequence_parallel=true"]),
+    "pipeline 2": (2, ["--parallel.pipeline=2"]),
+    "bf16": (2, ["--train.precision=bf16"]),
+    "bf16, ZeRO 3": (2, ["--train.precision=bf16", "--parallel.zero_stage=3"]),
+    "fp16 with dropout": (2, ["--train.precision=fp16", "--model.hidden_dropout=0.1", "--train.fp16_scale_window_steps=2"]),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_data(folder)
+    return folder
+
+
+def copy_data(data: Path, target: Path) -> Path:
+    shutil.copytree(data, target)
+    return target
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resumed_run_equals_unbroken_run(data: Path, tmp_path: Path, layout: str) -> None:
+    num_ranks, extra = LAYOUTS[layout]
+    unbroken, broken = copy_data(data, tmp_path / "unbroken"), copy_data(data, tmp_path / "broken")
+    run_ranks(num_ranks, train_rank, run_arguments(unbroken, *extra))
+    run_ranks(num_ranks, train_rank, run_arguments(broken, "--train.steps=4", *extra))
+    assert find_checkpoint(broken / "run").name == "step-00000004"
+    run_ranks(num_ranks, train_rank, run_arguments(broken, *extra))
+    records, expected = read_metrics(broken), read_metrics(unbroken)
+    # the first part ends with an evaluation of its own after step 4
+    assert [r for r in records if r["step"] != 4 or "loss" in r] == expected
+    left, right = read_model(broken / "run").parameters, read_model(unbroken / "run").parameters
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_loss_falls_and_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:
+    folder = copy_data(data, tmp_path / "run")
+    run_ranks(1, train_rank, run_arguments(folder, "--train.steps=40", "--checkpoint.keep=2", "--checkpoint.interval_steps=10"))
+    losses = [record["loss"] for record in read_metrics(folder) if "loss" in record]
+    assert losses[-1] < losses[0] - 1
+    steps = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir() if path.name != LATEST_NAME)
+    assert steps == ["step-00000030", "step-00000040"]
+
+
+def trained(data: Path, folder: Path, *extra: str) -> Path:
+    copy_data(data, folder)
+    run_ranks(1, train_rank, run_arguments(folder, "--train.steps=2", *extra))
+    return folder
+
+
+def test_what_a_checkpoint_refuses(data: Path, tmp_path: Path) -> None:
+    folder = trained(data, tmp_path / "run")
+    cases = {
+        "model.hidden_size is 32 there and 64 in this run": ["--model.hidden_size=64"],
+        "precision is fp32 there and bf16 in this run": ["--train.precision=bf16"],
+        "seed is 1234 there and 5 in this run": ["--run.seed=5"],
+        "parallel.zero_stage is 1 there and 0 in this run": ["--parallel.zero_stage=0"],
+        "data_fingerprint is .* in this run": ["--data.split=0.8,0.2,0.0"],
+    }
+    for message, extra in cases.items():
+        with pytest.raises(CheckpointError, match=message):
+            prepare_small(run_arguments(folder, *extra))
+    with pytest.raises(ConfigError, match=r"checkpoint\.resume = .never. .*holds a checkpoint \(step-00000002\)"):
+        prepare_small(run_arguments(folder, "--checkpoint.resume=never"))
+
+
+def test_a_damaged_optimizer_file_is_named(data: Path, tmp_path: Path) -> None:
+    folder = trained(data, tmp_path / "run")
+    damaged = folder / "run" / "checkpoints" / "step-00000002" / "optimizer-rank00000.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(RuntimeError, match=r"CheckpointError: .*optimizer-rank00000\.pt is damaged"):
+        run_ranks(1, train_rank, run_arguments(folder))
+
+
+def test_a_save_that_was_killed_leaves_the_last_checkpoint(data: Path, tmp_path: Path) -> None:
+    """A crash inside a save leaves a .writing folder; the run continues from `latest` and cleans it up."""
+    folder = trained(data, tmp_path / "run")
+    torn = folder / "run" / "checkpoints" / "step-00000004.writing"
+    torn.mkdir()
+    (torn / "optimizer-rank00000.pt").write_bytes(b"torn")
+    run_ranks(1, train_rank, run_arguments(folder))
+    assert find_checkpoint(folder / "run").name == "step-00000006"
+    assert not torn.exists()
