@@ -13,9 +13,10 @@ activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, wit
              the fused attention kernel. Whole on each tensor rank, or divided by t with sequence parallelism: 4 e H for
              the inputs of two norms, QKV and feed-forward, and 2 e H of dropout masks where hidden_dropout > 0 (ours
              are kept in the format of the values, the paper's in a byte). Divided by t: 4 e H for Q, K, V and the input
-             of the output projection, 2 e F around the GELU, and e H + 4 N for the kernel's own output and log-sum-exp.
-             recompute "selective" drops those last e H + 4 N. "full" keeps e H a layer (divided by t with sequence
-             parallelism) and all of the one layer that is being recomputed.
+             of the output projection, 2 e F around the GELU, and 4 N for the kernel's log-sum-exp. Recompute
+             "selective" drops those last 4 N alone, as a fused kernel keeps no scores anyway. "full" keeps e H a layer
+             (divided by t with sequence parallelism) and all of the one layer that is being recomputed.
+             tests/parallel/test_plan_memory.py compares this with what autograd saves for a layer on the CPU.
              The first stage adds its embedding dropout mask, the last the inputs of the final norm and of the head.
              Each is held for as many micro-batches as the schedule has in flight (see `chunks_in_flight`).
 logits       B S V / t of e + 8 bytes (the logits, their fp32 copy, the fp32 softmax), in fp32 8 bytes (no copy)
@@ -123,7 +124,7 @@ def layer_activation_bytes(spec: ModelSpec, layout: Layout, train: TrainSection)
     common = (4 * value_bytes + 2 * mask_bytes) * spec.hidden_size
     split = value_bytes * (4 * spec.hidden_size + 2 * spec.ffn_hidden_size)
     if train.recompute != "selective":
-        split += value_bytes * spec.hidden_size + 4 * spec.num_heads
+        split += 4 * spec.num_heads
     return _ceil_divide(common, _sequence_shards(layout)) + _ceil_divide(split, layout.tensor)
 
 

@@ -59,10 +59,10 @@ def test_activations_of_a_layer(tensor_ranks, recompute, precision, dropout):
     if tensor_ranks > 1:
         arguments.append("--parallel.sequence_parallel=true")
     for saved, estimated in run_ranks(tensor_ranks, saved_and_estimated_bytes, tensor_ranks, arguments):
-        # the mean and deviation of each norm, 16 bytes a token, are left out; measured worst 0.2 %
-        assert saved == pytest.approx(estimated, rel=0.004)
+        # the mean and deviation of each norm, 16 bytes a token, are left out; measured worst 0.16 %
+        assert saved == pytest.approx(estimated, rel=0.002)
 
 
 def test_tensor_parallel_without_sequence_parallel():
     for saved, estimated in run_ranks(2, saved_and_estimated_bytes, 2, ["--train.precision=bf16"]):
-        assert saved == pytest.approx(estimated, rel=0.004)
+        assert saved == pytest.approx(estimated, rel=0.002)
