@@ -137,3 +137,33 @@ def test_a_plan_imports_no_torch():
     folder = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_vocabulary_is_the_tokenizers(capsys, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    text = ["滚滚长江东逝水，浪花淘尽英雄。是非成败转头空。", "青山依旧在，几度夕阳红。"] * 20
+    prefix = tmp_path / "tokenizer"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text),
+        model_prefix=str(prefix),
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        user_defined_symbols=["<|endoftext|>"],
+    )
+    arguments = ["quickstart", "--gpus", "2", "--tokenizer.path", f"{prefix}.model"]
+    assert run_plan_command(arguments) == 0, capsys.readouterr().err
+    vocab_size = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model").vocab_size()
+    padded = -(-vocab_size // 128) * 128
+    text_out = words(capsys.readouterr().out)
+    assert f"parameters without {padded - vocab_size} rows of vocabulary padding" in text_out
+    assert run_plan_command([*arguments, "--model.vocab_size", "200"]) == 2
+    assert f"is less than the {vocab_size} ids of tokenizer.path" in capsys.readouterr().err
+
+
+def test_a_damaged_tokenizer_is_an_error_without_a_traceback(capsys, tmp_path):
+    pytest.importorskip("sentencepiece")
+    (tmp_path / "tokenizer.model").write_bytes(b"not a tokenizer")
+    assert run_plan_command(["quickstart", "--gpus", "2", "--tokenizer.path", str(tmp_path / "tokenizer.model")]) == 2
+    assert "tokenizer.model" in capsys.readouterr().err
