@@ -53,9 +53,9 @@ class ReadReport:
         """Follow the position of `stream`; None where it has no position."""
         self._stream = stream
 
-    def end_file(self) -> None:
-        """The file that was begun is read."""
-        self._finished_bytes = self.stored_bytes_read
+    def end_file(self, size_bytes: int) -> None:
+        """The file that was begun, of this size, is read."""
+        self._finished_bytes += size_bytes
         self._stream = None
 
     def skip(self, reason: str, message: str) -> None:
@@ -129,7 +129,7 @@ def _file_documents(file: CorpusFile, text_key: str, on_error: OnError, report: 
     except DamagedFile as damage:
         _refuse(f"{place}: {damage.message}", damage.reason, on_error, report)
     finally:
-        report.end_file()
+        report.end_file(file.size_bytes or 0)
         if file.path != STANDARD_INPUT:
             stream.close()
 

@@ -121,7 +121,7 @@ def _json_entries(lines: Iterable[bytes], text_key: str) -> Iterator[Entry]:
 
 def _json_text(raw: bytes, text_key: str) -> str | BadDocument:
     try:
-        row = json.loads(raw.decode("utf-8"))
+        row = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
         return _invalid_utf8(error, "line")
     except (json.JSONDecodeError, RecursionError) as error:

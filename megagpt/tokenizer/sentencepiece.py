@@ -59,7 +59,7 @@ class SentencePieceTokenizer:
     def _encode_plain(self, texts: list[str], num_threads: int) -> list[list[int]]:
         try:
             return self.processor.encode(texts, num_threads=num_threads)
-        except RuntimeError:
+        except (RuntimeError, TypeError):
             for text in texts:
                 check_unicode(text)
             raise

@@ -15,7 +15,7 @@ import sentencepiece
 from megagpt.errors import DataError
 from megagpt.tokenizer.protocol import END_OF_DOCUMENT
 from megagpt.tokenizer.sampling import sample_texts
-from megagpt.tokenizer.sentencepiece import SentencePieceTokenizer
+from megagpt.tokenizer.sentencepiece import SPACE_MARK, SentencePieceTokenizer
 
 MAX_PIECE_CHARACTERS = 10  # llama-cpp-python's detokenizer drops pieces over 32 bytes; 10 CJK characters are 30
 _LINE_CHARACTERS = 1000  # sentencepiece leaves out training lines over 4192 bytes; a character has at most 4
@@ -93,8 +93,8 @@ def train_sentencepiece(texts: Iterable[str], output: str | Path, settings: Toke
 def _check_settings(path: Path, settings: TokenizerSettings) -> None:
     if path.suffix != ".model":
         raise DataError(f"output {path} must end in .model; write {path}.model")
-    if not 0 < settings.character_coverage <= 1:
-        raise DataError(f"character coverage {settings.character_coverage} is not in (0, 1]; use 0.9995 for Chinese")
+    if not 0.98 <= settings.character_coverage <= 1:  # sentencepiece takes no less
+        raise DataError(f"character coverage {settings.character_coverage} is not in [0.98, 1]; use 0.9995 for Chinese")
     if settings.vocab_size <= _BYTE_PIECES + 3:
         raise DataError(
             f"vocabulary size {settings.vocab_size} leaves no room beside {_BYTE_PIECES} bytes and 3 symbols; "
@@ -123,6 +123,7 @@ def _train(pieces: list[str], settings: TokenizerSettings) -> bytes:
             pad_id=-1,
             eos_piece=END_OF_DOCUMENT,
             user_defined_symbols=["\n"],
+            required_chars=SPACE_MARK,  # a corpus without spaces would else give a model that decodes them wrongly
             input_sentence_size=0,  # the sample is drawn by sampling.py
             shuffle_input_sentence=False,
             num_threads=1,  # written into the model file, so it must not depend on the machine
