@@ -1,0 +1,91 @@
+"""apex: NVIDIA's is accepted, PyPI's unrelated one and a stray folder are refused; and what `megagpt env` shows."""
+
+from pathlib import Path
+
+import pytest
+
+from megagpt import cli, environment
+from megagpt.errors import ConfigError
+
+
+def add_package(site: Path, module: str, parts: list[str], distribution: str | None, version: str = "0.1") -> None:
+    """A fake installed package: its folders, and the metadata that pip would leave."""
+    for part in ["", *parts]:
+        (site / module / part).mkdir(parents=True)
+        (site / module / part / "__init__.py").write_text("raise AssertionError('imported')")
+    if distribution:
+        metadata = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of packages that comes first on sys.path."""
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+NVIDIA_PARTS = ["multi_tensor_apply", "optimizers", "normalization", "contrib"]
+
+
+def test_nvidias_apex_is_accepted_and_not_imported(site: Path) -> None:
+    add_package(site, "apex", NVIDIA_PARTS, "apex")
+    environment.check_apex()
+    assert environment.optional_packages()[0] == ("apex", True, "0.1, without CUDA kernels")
+
+
+def test_nvidias_apex_with_kernels(site: Path) -> None:
+    add_package(site, "apex", NVIDIA_PARTS, "apex")
+    (site / "amp_C.py").write_text("")
+    assert environment.optional_packages()[0].state == "0.1, with CUDA kernels"
+
+
+def test_pypis_apex_is_refused(site: Path) -> None:
+    add_package(site, "apex", ["lib", "templates"], "apex", "0.9.10.dev0")
+    with pytest.raises(
+        ConfigError, match=r"apex 0\.9\.10\.dev0 in .* is not NVIDIA's apex.*pip uninstall apex.*docs/install\.md"
+    ):
+        environment.check_apex()
+    assert environment.optional_packages()[0].state == f"not NVIDIA's: {site / 'apex'}"
+
+
+def test_a_stray_folder_named_apex_is_refused(site: Path) -> None:
+    (site / "apex").mkdir()
+    with pytest.raises(ConfigError, match=r"the folder .*apex is not NVIDIA's apex.*remove or rename it"):
+        environment.check_apex()
+
+
+def test_without_apex_nothing_is_wrong(site: Path) -> None:
+    if environment.optional_packages()[0].installed:
+        pytest.skip("apex is installed here")
+    environment.check_apex()
+
+
+def test_optional_packages_are_found_by_their_metadata(site: Path) -> None:
+    add_package(site, "transformer_engine", [], "transformer-engine", "2.8.0")
+    add_package(site, "flash_attn", [], None)
+    states = {package.name: package.state for package in environment.optional_packages()}
+    assert states["Transformer Engine"] == "2.8.0"
+    assert states["flash-attn"] == "unknown version"
+
+
+def test_env_prints_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["env"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("megagpt", "torch", "deepspeed", "megatron-core", "devices", "apex", "Transformer Engine"):
+        assert f"\n{name} " in f"\n{printed}"
+    assert "not installed\n" not in printed
+
+
+def test_env_reports_first_and_then_refuses_pypis_apex(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_package(site, "apex", ["lib"], "apex")
+    assert cli.main(["env"]) == 2
+    captured = capsys.readouterr()
+    assert "apex                 not NVIDIA's" in captured.out
+    assert captured.err.startswith("error: apex 0.1 in ")
+
+
+def test_env_takes_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["env", "--all"]) == 2
+    assert "megagpt env takes no arguments, but got --all" in capsys.readouterr().err
