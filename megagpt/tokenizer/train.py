@@ -24,12 +24,15 @@ _BYTE_PIECES = 256
 
 
 class TokenizerSettings(NamedTuple):
-    """What is trained. `character_coverage`: share of the text's characters that get pieces; the others are bytes."""
+    """What is trained. `character_coverage`: share of the text's characters that get pieces; the others are bytes.
+
+    The BPE trainer takes about 27 bytes of memory per byte of training text (measured on 81 MB).
+    """
 
     vocab_size: int = 32_000
     model_type: Literal["bpe", "unigram"] = "bpe"
     character_coverage: float = 0.9995
-    max_training_bytes: int = 200_000_000
+    max_training_bytes: int = 100_000_000
     seed: int = 1234
 
 
