@@ -1,4 +1,4 @@
-"""Entry point that torchrun, srun and deepspeed start: `torchrun … pretrain/pretrain_gpt.py CONFIG [--section.key VALUE]`."""
+"""What torchrun, srun and deepspeed start: `torchrun … pretrain/pretrain_gpt.py CONFIG [--section.key VALUE ...]`."""
 
 import sys
 

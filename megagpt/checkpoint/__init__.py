@@ -1,1 +1,1 @@
-"""Checkpoints: what one holds (manifest), writing one whole or not at all (save), and coming back from one (load, read)."""
+"""Checkpoints: what one holds (manifest), writing it whole or not at all (save), coming back (load, read)."""

@@ -1,4 +1,4 @@
-"""Finding a checkpoint and reading its whole model in one process, whatever layout wrote it. For export and inference."""
+"""Finding a checkpoint and reading its model in one process, whatever layout wrote it: for export and inference."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,9 @@ def find_checkpoint(path: str | Path) -> Path:
         if latest.is_file():
             found = folder / latest.read_text(encoding="utf-8").strip()
             if not (found / MANIFEST_NAME).is_file():
-                raise CheckpointError(f"{latest} names {found.name}, which has no {MANIFEST_NAME}; name a checkpoint folder")
+                raise CheckpointError(
+                    f"{latest} names {found.name}, which has no {MANIFEST_NAME}; name a checkpoint folder"
+                )
             return found
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a run folder or a checkpoint folder")
@@ -65,13 +67,17 @@ def read_model(path: str | Path, verify: bool = True) -> LoadedModel:
             shard = read_shard(folder, manifest, tensor_rank, pipeline_rank, verify)
             for name, tensor in shard.items():
                 if name not in infos:
-                    raise CheckpointError(f"{folder} holds an unknown parameter {name}; was it written by a newer megagpt?")
+                    raise CheckpointError(
+                        f"{folder} holds an unknown parameter {name}; was it written by a newer megagpt?"
+                    )
                 if len(parts[name]) == tensor_rank:  # the tied table is on both ends of a pipeline: keep the first
                     parts[name].append(tensor.float())
     parameters = {}
     for name, info in infos.items():
         if len(parts[name]) != layout.tensor:
-            raise CheckpointError(f"{folder} holds {len(parts[name])} of {layout.tensor} parts of {name}; it is not whole")
+            raise CheckpointError(
+                f"{folder} holds {len(parts[name])} of {layout.tensor} parts of {name}; it is not whole"
+            )
         whole = parts[name][0] if info.split_dim is None else torch.cat(parts[name], dim=info.split_dim)
         if tuple(whole.shape) != info.shape:
             raise CheckpointError(f"{name} in {folder} has shape {tuple(whole.shape)}, the model needs {info.shape}")
@@ -79,7 +85,9 @@ def read_model(path: str | Path, verify: bool = True) -> LoadedModel:
     return LoadedModel(folder, manifest, parameters)
 
 
-def read_shard(folder: Path, manifest: Manifest, tensor_rank: int, pipeline_rank: int, verify: bool) -> dict[str, Tensor]:
+def read_shard(
+    folder: Path, manifest: Manifest, tensor_rank: int, pipeline_rank: int, verify: bool
+) -> dict[str, Tensor]:
     """The weights of one tensor and pipeline rank, by global name, in the dtype they were trained in."""
     name = model_file(tensor_rank, pipeline_rank)
     if name not in manifest.files:

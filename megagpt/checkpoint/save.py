@@ -82,8 +82,8 @@ def _check_space(checkpoints: Path, contents: CheckpointContents, mesh: Mesh) ->
     dist.all_reduce(all_fit, op=dist.ReduceOp.MIN)
     if not int(all_fit):
         raise CheckpointError(
-            f"a checkpoint needs {needed_bytes / 2**20:,.0f} MiB and {checkpoints} has {free_bytes / 2**20:,.0f} MiB free; "
-            "free space, or move run.folder; earlier checkpoints are untouched"
+            f"a checkpoint needs {needed_bytes / 2**20:,.0f} MiB and {checkpoints} has {free_bytes / 2**20:,.0f} MiB "
+            "free; free space, or move run.folder; earlier checkpoints are untouched"
         )
 
 
@@ -110,7 +110,10 @@ def _write_rank_files(folder: Path, contents: CheckpointContents, mesh: Mesh) ->
         name = optimizer_file(mesh.rank)
         torch.save(contents.optimizer, folder / name)
         records[name] = _sync_and_record(folder / name)
-    except (OSError, RuntimeError) as failure:  # torch.save and safetensors raise RuntimeErrors of their own on a full disk
+    except (
+        OSError,
+        RuntimeError,
+    ) as failure:  # torch.save and safetensors raise RuntimeErrors of their own on a full disk
         error = f"rank {mesh.rank} could not write {folder}: {failure}"
     gathered: list[Any] = [None] * mesh.world_size
     dist.all_gather_object(gathered, (error, records))
@@ -164,6 +167,4 @@ def _run_on_rank_0(mesh: Mesh, action: Any, where: Path) -> None:
 def _raise_first(errors: list[str | None]) -> None:
     found = [error for error in errors if error is not None]
     if found:
-        raise CheckpointError(
-            f"{found[0]}; free space or give rights to run.folder; earlier checkpoints are untouched"
-        )
+        raise CheckpointError(f"{found[0]}; free space or give rights to run.folder; earlier checkpoints are untouched")

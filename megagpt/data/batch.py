@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -13,3 +14,9 @@ class Batch(NamedTuple):
     loss_mask: Tensor  # [B, S] float32, 0 where the label does not count
     positions: Tensor  # [B, S] int64, index into the learned positions
     documents: Tensor | None  # [B, S] int32, number of the document within the sequence, rising from 0
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same micro-batch on another device."""
+        tokens, labels, loss_mask, positions = (part.to(device, non_blocking=True) for part in self[:4])
+        documents = None if self.documents is None else self.documents.to(device, non_blocking=True)
+        return Batch(tokens, labels, loss_mask, positions, documents)

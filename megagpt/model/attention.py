@@ -39,7 +39,7 @@ class SelfAttention(nn.Module):
         )
 
     def forward(self, hidden: Tensor, context: LayerContext, cache: LayerCache | None = None) -> Tensor:
-        """[S, B, H] to [S, B, H]. Reduces over the tensor group. With a cache, `hidden` is the newest positions only."""
+        """[S, B, H] to [S, B, H]. Reduces over the tensor group. With a cache, `hidden` is the new positions."""
         qkv, _ = self.qkv(hidden)  # [S, B, N_local * 3 * D]
         if self.build.recompute == "selective" and self.training and cache is None:
             mixed = checkpoint(self._attend, qkv, context, None, use_reentrant=False, preserve_rng_state=False)

@@ -31,7 +31,7 @@ class StageBuild:
         return self.mcore.sequence_parallel
 
     def hidden_dropout_seed(self, seed: int | None) -> int | None:
-        """Seed of dropout on hidden states: equal on tensor ranks, which hold copies; different where they hold parts."""
+        """Seed of dropout on hidden states: equal on tensor ranks that hold copies, different where they hold parts."""
         return mix(seed, self.mesh.tensor_rank + 1) if seed is not None and self.sequence_parallel else seed
 
 

@@ -16,7 +16,7 @@ from megagpt.model.context import LayerContext, StageBuild, no_init
 
 
 class Embedding(nn.Module):
-    """Sum of token and position embeddings, then dropout. With `tokens_only` just the table that the head is tied to."""
+    """Sum of token and position embeddings, then dropout. With `tokens_only`, just the table tied to the head."""
 
     def __init__(self, build: StageBuild, tokens_only: bool = False) -> None:
         super().__init__()

@@ -60,7 +60,8 @@ class GPTChunk(nn.Module):
 
         With `caches` (one for each layer number) the tokens continue those already cached.
         """
-        assert self.stage.has_embedding and self.stage.has_head, "logits needs the whole model in one chunk"
+        assert self.stage.has_embedding, "logits needs the whole model in one chunk"
+        assert self.stage.has_head, "logits needs the whole model in one chunk"
         hidden = self._decode(tokens, positions, None, LayerContext(), caches)
         logits_local = self.head(self.final_norm(hidden), self.embedding.tokens.weight)
         return gather_logits(logits_local, self.build).transpose(0, 1)
@@ -92,8 +93,8 @@ class GPTChunk(nn.Module):
 
         `tensor_model_parallel`: each tensor rank holds its own slice, so its gradient counts on every rank in the
         global norm (deepspeed/runtime/utils.py, is_model_parallel_parameter). `sequence_parallel`: every rank holds
-        a copy but saw only its part of the sequence, so gradients are summed over the tensor group. `ds_pipe_replicated`:
-        the head's copy of the tied table, whose gradient the first stage's copy already counts.
+        a copy but saw only its part of the sequence, so gradients are summed over the tensor group.
+        `ds_pipe_replicated`: the head's copy of the tied table, whose gradient the first stage's copy already counts.
         """
         infos = dict(embedding_shapes(self.build.spec)) | final_norm_shapes(self.build.spec)
         of_layer = layer_shapes(self.build.spec)

@@ -6,6 +6,7 @@ passes everything else through; torch itself is not touched.
 """
 
 import importlib
+import sys
 import types
 from typing import Any
 
@@ -88,10 +89,10 @@ def patch_deepspeed_for_cpu() -> None:
     """
     if torch.cuda.is_available():
         return
-    import deepspeed.comm.torch
+    import deepspeed.comm.torch  # noqa: F401  (the attribute of that name is torch itself: comm/comm.py imports it)
     from deepspeed.accelerator import get_accelerator
 
     # comm/torch.py:207 compiles a shared-memory all-reduce at every first start (about 20 s); only inference uses it
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     # accelerator/cpu_accelerator.py:228 refuses fp16 without AVX512-FP16; torch computes it on any CPU, only slower
     get_accelerator().is_fp16_supported = lambda: True

@@ -23,7 +23,9 @@ def make_deepspeed_config(
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": clip if partitioned else 0.0,  # without ZeRO the engine clips (engine.py, _clip_unpartitioned)
+        "gradient_clipping": clip
+        if partitioned
+        else 0.0,  # without ZeRO the engine clips (engine.py, _clip_unpartitioned)
         "prescale_gradients": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
@@ -32,7 +34,8 @@ def make_deepspeed_config(
         "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": zero_stage,
-            "overlap_comm": False,  # would reduce inside the backward hooks, before our sums over tensor and embedding groups
+            # overlapping would reduce inside the backward hooks, before our sums over tensor and embedding groups
+            "overlap_comm": False,
             "contiguous_gradients": False,
             "reduce_scatter": True,
             "round_robin_gradients": False,

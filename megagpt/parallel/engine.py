@@ -20,7 +20,6 @@ from megagpt.parallel.mcore_config import McoreConfig
 from megagpt.parallel.mesh import DeepSpeedMesh, Mesh
 from megagpt.parallel.schedule import ScheduleChunk, TokenLoss, make_chunks, run_schedule
 
-
 # keys of DeepSpeed's optimizer state_dict (checkpoint/constants.py)
 _LOSS_SCALER = "loss_scaler"
 _UNSAVED = ("param_slice_mappings", "zero_stage")  # follow from the layout, and are not plain values
@@ -161,7 +160,7 @@ class Engine:
         return gradient
 
     def model_state(self) -> dict[str, Tensor]:
-        """This rank's weights by global name, on the CPU. ZeRO 3 gathers them over the data group: every rank calls it."""
+        """This rank's weights by global name, on the CPU. ZeRO 3 gathers over the data group: every rank calls it."""
         if self.zero_stage < 3:
             return {name: parameter.detach().cpu() for name, parameter in self.named_parameters.items()}
         import deepspeed

@@ -1,4 +1,4 @@
-"""megatron-core's configuration object, generated from our numbers. Nothing of the user's config reaches it elsewhere."""
+"""megatron-core's configuration object, generated from our numbers. No other file makes one."""
 
 from dataclasses import dataclass
 

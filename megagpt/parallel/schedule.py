@@ -70,6 +70,7 @@ def run_schedule(
         seed = None if dropout_seed is None else mix(dropout_seed, number)
         return chunk(batch, seed), partial(_weigh_loss, batch.loss_mask, loss_weight)
 
+    micro_batches = [batch.to(mesh.device) for batch in micro_batches]
     sequences, length = micro_batches[0].tokens.shape
     with torch.set_grad_enabled(not forward_only):
         return get_forward_backward_func()(

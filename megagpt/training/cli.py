@@ -8,7 +8,6 @@ import argparse
 import os
 import sys
 import warnings
-from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
@@ -85,11 +84,16 @@ def run_training(prepared: PreparedRun, console: Console) -> None:
     if mesh.rank == 0:
         prepared.folder.mkdir(parents=True, exist_ok=True)
         write_run_config(prepared.folder, plan.config)
-        sinks = [*open_sinks(prepared.folder, plan.config, first_step), TerminalSink(console, plan.num_steps, first_step)]
+        sinks = [
+            *open_sinks(prepared.folder, plan.config, first_step),
+            TerminalSink(console, plan.num_steps, first_step),
+        ]
     name = device_name(mesh.device)
     peak = peak_tflops(name, plan.config.train.precision)
     if peak is None:
-        console.print(f"no MFU: the dense {plan.config.train.precision} peak of {name} is not in the table", highlight=False)
+        console.print(
+            f"no MFU: the dense {plan.config.train.precision} peak of {name} is not in the table", highlight=False
+        )
     recorder = Recorder(plan, sinks, peak)
     try:
         train(TrainingRun(prepared, mesh, engine, recorder, console), first_step)
@@ -122,7 +126,9 @@ def describe_start(prepared: PreparedRun, console: Console) -> None:
     console.print(f"data: {samples.num_tokens:,} training tokens, {epochs:.2f} epochs", highlight=False)
     if prepared.resume_from:
         folder, manifest = prepared.resume_from
-        console.print(f"continuing from {folder} (step {manifest.step:,} of {plan.num_steps:,})", highlight=False, soft_wrap=True)
+        console.print(
+            f"continuing from {folder} (step {manifest.step:,} of {plan.num_steps:,})", highlight=False, soft_wrap=True
+        )
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
@@ -137,5 +143,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, or the name of a shipped one such as gpt3-base")
     config_arguments_help(parser)
     return parser
-
-

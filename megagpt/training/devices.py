@@ -1,4 +1,4 @@
-"""Dense peak FLOP/s of known devices, for model FLOP/s utilisation (MFU). Unknown devices have none: no MFU is shown."""
+"""Dense peak FLOP/s of known devices, for model FLOP/s utilisation (MFU). Unknown devices have none, and no MFU."""
 
 import torch
 

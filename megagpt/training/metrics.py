@@ -105,10 +105,11 @@ class WandbSink:
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
         import wandb
+        from wandb.sdk.lib.runid import generate_id
 
         id_file = folder / "wandb-id"
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
+            id_file.write_text(generate_id(), encoding="utf-8")
         try:
             self._run = wandb.init(
                 project=config.log.wandb_project,
@@ -121,7 +122,8 @@ class WandbSink:
             )
         except wandb.errors.Error as error:
             raise ConfigError(
-                f'log.wandb = "{config.log.wandb}" cannot start: {error}; run `wandb login`, or use "offline" or "disabled"'
+                f'log.wandb = "{config.log.wandb}" cannot start: {error}; run `wandb login`, or use "offline" or '
+                '"disabled"'
             ) from None
 
     def write(self, record: Record) -> None:

@@ -27,7 +27,9 @@ class TerminalSink:
             return
         self._console.print(describe_step(record, self._num_steps), highlight=False, soft_wrap=True)
         if self._progress is not None:
-            status = f"loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s  ETA {eta(record, self._num_steps)}"
+            status = (
+                f"loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s  ETA {eta(record, self._num_steps)}"
+            )
             self._progress.update(self._task, completed=record.step, status=status)
 
     def close(self) -> None:

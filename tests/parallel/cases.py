@@ -20,8 +20,8 @@ SMALL = [
     *("--model.num_layers=4", "--model.num_heads=4", "--model.hidden_size=32", f"--model.sequence_length={SEQUENCE}"),
     *(f"--model.vocab_size={VOCAB}", "--train.batch_tokens=128", "--train.micro_batch_size=2", "--train.steps=3"),
     *("--train.lr=1e-3", "--train.warmup_tokens=0", "--train.lr_schedule=constant", "--run.seed=7"),
-    # the gradient of a key bias is zero but for rounding (softmax ignores a shift); AdamW with its usual epsilon of 1e-8
-    # would blow that rounding up to whole steps and hide what the comparison of weights is for
+    # the gradient of a key bias is zero but for rounding (softmax ignores a shift); AdamW with its usual epsilon of
+    # 1e-8 would blow that rounding up to whole steps and hide what the comparison of weights is for
     "--train.epsilon=1e-4",
 ]
 

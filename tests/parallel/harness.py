@@ -65,7 +65,12 @@ def _collect(receivers: list[Connection], timeout_seconds: float) -> list[Any]:
 
 
 def _rank_main(
-    rank: int, num_ranks: int, rendezvous: str, sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    num_ranks: int,
+    rendezvous: str,
+    sender: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), OMP_NUM_THREADS="1")
     import torch
@@ -75,7 +80,9 @@ def _rank_main(
     try:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=num_ranks)
         result = function(*arguments)
-        sender.send((True, pickle.dumps(result)))  # by value: multiprocessing would hand over shared memory of a dead rank
+        sender.send(
+            (True, pickle.dumps(result))
+        )  # by value: multiprocessing would hand over shared memory of a dead rank
         dist.barrier()
     except BaseException:
         sender.send((False, traceback.format_exc()))

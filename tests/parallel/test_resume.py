@@ -22,7 +22,10 @@ LAYOUTS = {
     "pipeline 2": (2, ["--parallel.pipeline=2"]),
     "bf16": (2, ["--train.precision=bf16"]),
     "bf16, ZeRO 3": (2, ["--train.precision=bf16", "--parallel.zero_stage=3"]),
-    "fp16 with dropout": (2, ["--train.precision=fp16", "--model.hidden_dropout=0.1", "--train.fp16_scale_window_steps=2"]),
+    "fp16 with dropout": (
+        2,
+        ["--train.precision=fp16", "--model.hidden_dropout=0.1", "--train.fp16_scale_window_steps=2"],
+    ),
 }
 
 
@@ -56,7 +59,11 @@ def test_resumed_run_equals_unbroken_run(data: Path, tmp_path: Path, layout: str
 
 def test_loss_falls_and_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:
     folder = copy_data(data, tmp_path / "run")
-    run_ranks(1, train_rank, run_arguments(folder, "--train.steps=40", "--checkpoint.keep=2", "--checkpoint.interval_steps=10"))
+    run_ranks(
+        1,
+        train_rank,
+        run_arguments(folder, "--train.steps=40", "--checkpoint.keep=2", "--checkpoint.interval_steps=10"),
+    )
     losses = [record["loss"] for record in read_metrics(folder) if "loss" in record]
     assert losses[-1] < losses[0] - 1
     steps = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir() if path.name != LATEST_NAME)

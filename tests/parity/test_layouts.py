@@ -119,9 +119,9 @@ def test_documents_kept_apart_equal_the_reference(extra: list[str]) -> None:
 
 # Half precision against the fp32 reference: losses and norms. Measured worst: bf16 loss 6e-5 relative and norm 5e-3,
 # fp16 loss 1e-5 and norm 1e-3.
-@pytest.mark.parametrize("precision,loss_bound,norm_bound", [("bf16", 4e-4, 2e-2), ("fp16", 1e-4, 4e-3)])
+@pytest.mark.parametrize(("precision", "loss_bound", "norm_bound"), [("bf16", 4e-4, 2e-2), ("fp16", 1e-4, 4e-3)])
 @pytest.mark.parametrize(
-    "num_ranks,extra",
+    ("num_ranks", "extra"),
     [
         (1, []),
         (2, []),
@@ -146,7 +146,8 @@ def test_dropout_repeats_under_recomputation() -> None:
     """Masks follow from seeds alone, so recomputing a layer gives the same bits as keeping it."""
     dropout = ["--train.precision=fp32", "--model.hidden_dropout=0.2", "--model.attention_dropout=0.2"]
     results = [
-        run_ranks(1, run_layout, 1, [*dropout, f"--train.recompute={mode}"])[0] for mode in ("none", "selective", "full")
+        run_ranks(1, run_layout, 1, [*dropout, f"--train.recompute={mode}"])[0]
+        for mode in ("none", "selective", "full")
     ]
     plain = reference("gelu_tanh", 1.0, False)
     assert results[0].losses[0] != pytest.approx(plain.losses[0], rel=1e-4), "dropout must change the loss"
