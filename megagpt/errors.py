@@ -31,3 +31,7 @@ class TrainingError(MegagptError):
 
 class GenerationError(MegagptError):
     """A request for text that cannot be served, such as a prompt longer than the model's context."""
+
+
+class ExportError(MegagptError):
+    """An export that could not be written, or whose numbers are not ours; nothing of it is kept."""

@@ -9,10 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from megagpt.errors import GenerationError
 from megagpt.inference.sampling import SamplingSettings
+
+if TYPE_CHECKING:
+    from megagpt.inference.text import TextStep
 
 _DEFAULTS = SamplingSettings()
 _RANDOM_OPTIONS = ("temperature", "top_k", "top_p", "seed")
@@ -56,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     # imported here: torch and megatron-core take seconds, and wrong arguments are told before
     from megagpt.inference.model import load_for_inference
     from megagpt.inference.text import generate_text
-    from megagpt.parallel.mesh import build_mesh, destroy_mesh
+    from megagpt.parallel.mesh import destroy_mesh
 
     try:
-        model = load_for_inference(args.checkpoint, build_mesh(1, 1), args.precision)
+        model = load_for_inference(args.checkpoint, precision=args.precision)
         for number in range(args.num_samples):
             sample = replace(settings, seed=settings.seed + number)
             steps = generate_text(model, args.prompt, sample, use_cache=not args.no_cache)
@@ -90,7 +93,7 @@ def settings_from(args: argparse.Namespace) -> SamplingSettings:
     )
 
 
-def _print_sample(prompt: str, steps: Iterator, out: TextIO) -> None:
+def _print_sample(prompt: str, steps: Iterator["TextStep"], out: TextIO) -> None:
     """Write one sample as it comes, then a summary to stderr."""
     terminal = out.isatty()
     out.write(f"\x1b[1m{printable(prompt)}\x1b[0m" if terminal else prompt)
