@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from megagpt.errors import GenerationError
-from megagpt.inference.sampling import SamplingSettings
+from megagpt.inference.settings import SamplingSettings
 
 if TYPE_CHECKING:
     from megagpt.inference.text import TextStep

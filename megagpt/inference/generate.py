@@ -12,7 +12,8 @@ from torch import Tensor
 
 from megagpt.errors import GenerationError
 from megagpt.inference.model import InferenceModel
-from megagpt.inference.sampling import SamplingSettings, choose, make_generator
+from megagpt.inference.sampling import choose, make_generator
+from megagpt.inference.settings import SamplingSettings
 
 # eod: the model ended the document; length: max_new_tokens were made; context: no position is left
 StopReason = Literal["eod", "length", "context"]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from megagpt.errors import GenerationError
 from megagpt.inference.generate import GenerationStep, StopReason, generate
 from megagpt.inference.model import InferenceModel
-from megagpt.inference.sampling import SamplingSettings
+from megagpt.inference.settings import SamplingSettings
 from megagpt.tokenizer import StreamDecoder
 
 

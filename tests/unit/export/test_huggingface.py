@@ -19,7 +19,7 @@ from megagpt.export.huggingface import export_huggingface
 from megagpt.export.huggingface_weights import huggingface_name
 from megagpt.inference.generate import generate
 from megagpt.inference.model import InferenceModel
-from megagpt.inference.sampling import SamplingSettings
+from megagpt.inference.settings import SamplingSettings
 from megagpt.model.reference import reference_logits
 from megagpt.model.spec import ModelSpec
 from megagpt.parallel.mesh import Mesh

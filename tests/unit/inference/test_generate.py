@@ -12,7 +12,7 @@ from megagpt.data.batch import Batch
 from megagpt.errors import CheckpointError, GenerationError
 from megagpt.inference.generate import GenerationStep, generate
 from megagpt.inference.model import InferenceModel, load_for_inference, make_inference_model
-from megagpt.inference.sampling import SamplingSettings
+from megagpt.inference.settings import SamplingSettings
 from megagpt.inference.text import generate_text
 from megagpt.model.reference import reference_logits
 from megagpt.parallel.mesh import Mesh

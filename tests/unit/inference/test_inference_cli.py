@@ -9,7 +9,7 @@ import pytest
 from megagpt.cli import main
 from megagpt.errors import GenerationError
 from megagpt.inference import cli
-from megagpt.inference.sampling import SamplingSettings
+from megagpt.inference.settings import SamplingSettings
 from megagpt.inference.text import TextStep
 
 

@@ -7,13 +7,13 @@ import torch
 
 from megagpt.errors import GenerationError
 from megagpt.inference.sampling import (
-    SamplingSettings,
     apply_repetition_penalty,
     choose,
     keep_top_k,
     keep_top_p,
     make_generator,
 )
+from megagpt.inference.settings import SamplingSettings
 
 transformers = pytest.importorskip("transformers")
 
