@@ -26,4 +26,4 @@ def dropout(values: Tensor, probability: float, seed: int | None) -> Tensor:
         return values
     generator = torch.Generator(values.device).manual_seed(seed)
     keep = torch.empty_like(values).bernoulli_(1.0 - probability, generator=generator)
-    return values * keep.div_(1.0 - probability)
+    return (values * keep).mul_(1.0 / (1.0 - probability))  # last: half precision would round the scale itself
