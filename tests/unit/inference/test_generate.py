@@ -183,6 +183,16 @@ def test_text_comes_in_whole_characters_and_equals_the_ids_decoded(model: Infere
     assert [step.stop is None for step in steps] == [True] * (len(steps) - 1) + [False]
 
 
+def test_a_character_cut_off_by_the_end_is_not_lost(model: InferenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model.tokenizer is not None
+    first, second, *_ = model.tokenizer.encode("🎉")  # of four bytes
+    steps = [GenerationStep([first], [None]), GenerationStep([second], ["length"])]
+    monkeypatch.setattr("megagpt.inference.text.generate", lambda *_: iter(steps))
+    texts = [step.text for step in generate_text(model, "山", GREEDY)]
+    assert texts == ["", model.tokenizer.decode([first, second])]
+    assert texts[1]
+
+
 class TestLoading:
     """What a checkpoint can have wrong with it."""
 

@@ -39,7 +39,7 @@ def test_top_k_equals_transformers(top_k: int) -> None:
     assert torch.equal(keep_top_k(random_logits(), top_k), theirs)
 
 
-@pytest.mark.parametrize("top_p", [0.001, 0.3, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("top_p", [1e-9, 0.001, 0.3, 0.9, 0.999, 1.0])
 def test_top_p_equals_transformers(top_p: float) -> None:
     logits = random_logits()
     theirs = transformers.TopPLogitsWarper(top_p)(PREVIOUS, logits) if top_p < 1 else logits
