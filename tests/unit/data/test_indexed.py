@@ -199,6 +199,24 @@ def test_what_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert IndexedDataset(tmp_path / "d").document(0).tolist() == [9]
 
 
+def test_stopped_while_replacing_no_old_index_describes_new_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "d", DOCUMENTS, sidecar=True)
+    real_replace = os.replace
+    with IndexedWriter(tmp_path / "d", np.dtype(np.uint16), overwrite=True) as writer:
+        writer.add_documents(np.array([9]), [1])
+        monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            writer.finish()
+    assert os.listdir(tmp_path) == ["d.bin"]
+    monkeypatch.setattr(os, "replace", real_replace)
+    with IndexedWriter(tmp_path / "d", np.dtype(np.uint16), overwrite=True) as writer:
+        writer.add_documents(np.array([9]), [1])
+        writer.finish()
+    assert IndexedDataset(tmp_path / "d").sidecar is None, "nor an old sidecar"
+
+
 def test_an_abandoned_dataset_leaves_nothing(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "d", np.dtype(np.uint16)) as writer:
         writer.add_documents(np.array([9]), [1])

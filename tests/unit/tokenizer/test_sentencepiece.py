@@ -120,7 +120,8 @@ def test_another_ones_model_is_encoded_as_sentencepiece_does(tmp_path: Path) -> 
     text = "  刘备▁the  quick fox，公民"
     assert tokenizer.encode(text) == own.encode(text)
     assert tokenizer.eod_id == own.eos_id() == 2
-    ids = own.encode("the quick 刘备 fox")
+    ids = [*own.encode("the quick 刘备"), tokenizer.eod_id, *own.encode("fox")]
+    assert tokenizer.decode(ids) == "the quick 刘备 fox"
     stream = StreamDecoder(tokenizer)
     assert "".join([stream.push(token_id) for token_id in ids] + [stream.flush()]) == tokenizer.decode(ids)
 

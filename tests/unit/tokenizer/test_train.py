@@ -1,5 +1,6 @@
 """Training: the same file every time, the settings asked for, the report, bounded samples, errors."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_the_sample_is_bounded_reproducible_and_in_order() -> None:
     assert sample.training != sample_texts(iter(texts), 100_000, 5_000, seed=2).training
     middle = sum(int(text[:5]) for text in sample.training) / len(sample.training)
     assert 800 < middle < 1200, "pieces from the whole corpus, not its beginning"
+
+
+def test_which_pieces_are_chosen_does_not_depend_on_their_size() -> None:
+    texts = [f"{number:04d}" + "x" * (number * 37 % 900) for number in range(500)]
+    sample = sample_texts(texts, 20_000, 10**9, seed=3)
+    digests = [hashlib.sha256(f"3/tokenizer sample/{number}".encode()).digest() for number in range(500)]
+    training = [n for n in range(500) if texts[n] not in sample.held_out]
+    by_key = sorted(training, key=lambda number: int.from_bytes(digests[number][8:16], "little"))
+    assert sample.training == [texts[number] for number in sorted(by_key[: len(sample.training)])]
+    assert len(sample.training) > 20
 
 
 def test_a_corpus_within_the_budget_is_used_whole() -> None:
