@@ -81,6 +81,9 @@ def test_the_folder_and_its_report(tmp_path: Path, checkpoint: Path, mesh: Mesh)
     folder = tmp_path / "new" / "hf"
     assert {path.name for path in folder.iterdir()} == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["hf"], "nothing else is left"
+    (tmp_path / "ordinary").touch()
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert modes == {(tmp_path / "ordinary").stat().st_mode}, "others may read what the umask lets them"
     assert json.loads((folder / "export_report.json").read_text()) == vars(report)
     assert (report.step, report.tokens, report.loss, report.dtype) == (7, 1234, 3.25, "float32")
     assert report.num_texts_compared == 3000
