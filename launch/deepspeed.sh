@@ -20,4 +20,5 @@ elif [ "$GPUS" -gt 0 ]; then
 else
     where=(--num_accelerators "$NPROC")
 fi
-exec deepspeed "${where[@]}" "$ROOT/pretrain/pretrain_gpt.py" "$@"
+# not the script `deepspeed`: it does not start from a path with a blank
+exec python -m deepspeed.launcher.runner "${where[@]}" "$ROOT/pretrain/pretrain_gpt.py" "$@"

@@ -22,6 +22,7 @@ env_fail() {
 find_python() {
     local candidate
     if [ -n "${PYTHON:-}" ]; then
+        command -v "$PYTHON" >/dev/null || env_fail "PYTHON=$PYTHON does not exist or cannot be run"
         "$PYTHON" -c "$_PYTHON_OK" 2>/dev/null ||
             env_fail "PYTHON=$PYTHON is not a Python 3.10 to 3.13: $("$PYTHON" --version 2>&1 | head -n 1)"
         printf '%s\n' "$PYTHON"
@@ -33,7 +34,7 @@ find_python() {
             return
         fi
     done
-    env_fail "no Python 3.10 to 3.13 found (python3 is: $(python3 --version 2>&1 | head -n 1))" \
+    env_fail "no Python 3.10 to 3.13 found (python3: $(python3 --version 2>/dev/null || echo missing))" \
         "install one (Debian, Ubuntu: apt install python3 python3-venv), or name it: PYTHON=/path/to/python bash ..."
 }
 

@@ -103,13 +103,13 @@ cat << END
 ==============================================================================
  Done in $((SECONDS - STARTED)) s ($((INSTALLED - STARTED)) s of them the environment). In $PWD:
 
-   $DATA/tokenizer.model     the tokenizer
-   $DATA/corpus.bin, .idx    the dataset
-   $RUN/plan.txt             what the configuration comes to
-   $RUN/metrics.jsonl        loss, speed and learning rate of every step
-   $RUN/checkpoints          checkpoints; training goes on from the latest
-   $RUN/samples.txt          the texts above
-   $RUN/huggingface          the model for transformers
+   $DATA/tokenizer.model   the tokenizer
+   $DATA/corpus.bin, .idx  the dataset
+   $RUN/plan.txt          what the configuration comes to
+   $RUN/metrics.jsonl     loss, speed and learning rate of every step
+   $RUN/checkpoints       checkpoints; training goes on from the latest
+   $RUN/samples.txt       the texts above
+   $RUN/huggingface       the model for transformers
 
  Next (. .venv/bin/activate first):
    megagpt generate $RUN --prompt "玄德曰" --max-new-tokens 100
