@@ -23,6 +23,7 @@ from megagpt.model.spec import ModelSpec
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+CONFIG_NAME = "config.toml"
 LATEST_NAME = "latest"
 _HASH_CHUNK_BYTES = 1 << 22
 
@@ -89,6 +90,10 @@ class Manifest:
             return cls(**values)
         except (TypeError, KeyError, AttributeError, CheckpointError) as error:
             raise CheckpointError(f"{where} is damaged: {error}; use another checkpoint") from None
+        except AssertionError as error:  # of ModelSpec
+            raise CheckpointError(
+                f"{where} is damaged: its model's sizes do not fit together {error}; use another checkpoint"
+            ) from None
 
 
 def model_file(tensor_rank: int, pipeline_rank: int) -> str:

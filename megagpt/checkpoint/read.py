@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest, check_file, model_file
 from megagpt.errors import CheckpointError
-from megagpt.model.names import parameter_shapes
+from megagpt.model.names import local_shape, parameter_shapes
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,11 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: {folder} is not a whole checkpoint")
-    return Manifest.from_json(path.read_text(encoding="utf-8"), path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not a checkpoint manifest ({error}); use another checkpoint") from None
+    return Manifest.from_json(text, path)
 
 
 def read_model(path: str | Path, verify: bool = True) -> LoadedModel:
@@ -70,6 +74,13 @@ def read_model(path: str | Path, verify: bool = True) -> LoadedModel:
                     raise CheckpointError(
                         f"{folder} holds an unknown parameter {name}; was it written by a newer megagpt?"
                     )
+                _check_shape(
+                    folder,
+                    model_file(tensor_rank, pipeline_rank),
+                    name,
+                    tensor,
+                    local_shape(infos[name], layout.tensor),
+                )
                 if len(parts[name]) == tensor_rank:  # the tied table is on both ends of a pipeline: keep the first
                     parts[name].append(tensor.float())
     parameters = {}
@@ -78,10 +89,7 @@ def read_model(path: str | Path, verify: bool = True) -> LoadedModel:
             raise CheckpointError(
                 f"{folder} holds {len(parts[name])} of {layout.tensor} parts of {name}; it is not whole"
             )
-        whole = parts[name][0] if info.split_dim is None else torch.cat(parts[name], dim=info.split_dim)
-        if tuple(whole.shape) != info.shape:
-            raise CheckpointError(f"{name} in {folder} has shape {tuple(whole.shape)}, the model needs {info.shape}")
-        parameters[name] = whole
+        parameters[name] = parts[name][0] if info.split_dim is None else torch.cat(parts[name], dim=info.split_dim)
     return LoadedModel(folder, manifest, parameters)
 
 
@@ -97,3 +105,11 @@ def read_shard(
         return load_file(folder / name)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / name} is damaged: {error}; use another checkpoint") from None
+
+
+def _check_shape(folder: Path, file: str, name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != wanted:
+        raise CheckpointError(
+            f"{name} in {folder / file} has shape {tuple(tensor.shape)}, its model needs {wanted}; "
+            "use another checkpoint"
+        )

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megagpt.checkpoint.manifest import (
+    CONFIG_NAME,
     LATEST_NAME,
     MANIFEST_NAME,
     FileRecord,
@@ -56,7 +57,7 @@ def save_checkpoint(checkpoints: Path, contents: CheckpointContents, mesh: Mesh,
     try:
         _check_space(checkpoints, contents, mesh)
         records = _write_rank_files(temporary, contents, mesh)
-        manifest = replace(contents.manifest, files=dict(sorted(records.items())))
+        manifest = replace(contents.manifest, files=records)
         _run_on_rank_0(mesh, lambda: _commit(checkpoints, temporary, target, contents, manifest, keep), target)
     except CheckpointError:
         if mesh.rank == 0:
@@ -131,11 +132,15 @@ def _commit(
     checkpoints: Path, temporary: Path, target: Path, contents: CheckpointContents, manifest: Manifest, keep: int
 ) -> None:
     """Rank 0: the small files, the manifest last; then the rename that makes the checkpoint exist, then `latest`."""
-    (temporary / "config.toml").write_text(contents.config_toml, encoding="utf-8")
+    files = dict(manifest.files)
+    (temporary / CONFIG_NAME).write_text(contents.config_toml, encoding="utf-8")
+    files[CONFIG_NAME] = _sync_and_record(temporary / CONFIG_NAME)
     if contents.tokenizer_path is not None:
-        assert manifest.tokenizer_file is not None
-        shutil.copyfile(contents.tokenizer_path, temporary / manifest.tokenizer_file)
-    write_durably(temporary / MANIFEST_NAME, manifest.to_json())
+        name = manifest.tokenizer_file
+        assert name is not None
+        shutil.copyfile(contents.tokenizer_path, temporary / name)
+        files[name] = _sync_and_record(temporary / name)
+    write_durably(temporary / MANIFEST_NAME, replace(manifest, files=dict(sorted(files.items()))).to_json())
     if target.exists():  # the same step saved twice, as after a resume from an older checkpoint
         shutil.rmtree(target)
     temporary.rename(target)

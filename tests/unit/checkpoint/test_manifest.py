@@ -1,0 +1,118 @@
+"""The manifest: what it says comes back, and every way in which it or its files can be wrong has its message."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megagpt.checkpoint.manifest import (
+    FORMAT_VERSION,
+    FileRecord,
+    Manifest,
+    check_file,
+    file_record,
+    model_file,
+    optimizer_file,
+    step_folder,
+    write_durably,
+)
+from megagpt.checkpoint.read import read_manifest
+from megagpt.errors import CheckpointError
+from tests.unit.checkpoint.samples import sample_contents
+
+WHERE = Path("run/checkpoints/step-00000007/manifest.json")
+
+
+def sample() -> Manifest:
+    manifest = sample_contents(7).manifest
+    return replace(manifest, tokenizer_file="tokenizer.model", files={"a.pt": FileRecord(3, "00" * 32)})
+
+
+def changed(**values) -> str:
+    return json.dumps(json.loads(sample().to_json()) | values)
+
+
+def test_round_trip():
+    for manifest in (sample(), replace(sample(), loss=None, tokenizer_fingerprint="中文", data_fingerprint="1")):
+        assert Manifest.from_json(manifest.to_json(), WHERE) == manifest
+
+
+def test_names_sort_by_number():
+    assert step_folder(100) == "step-00000100"
+    assert model_file(0, 11) == "model-t00-p11.safetensors"
+    assert optimizer_file(1023) == "optimizer-rank01023.pt"
+    assert sorted([step_folder(1000), step_folder(99)]) == [step_folder(99), step_folder(1000)]
+
+
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1"])
+def test_another_version_is_refused(version):
+    with pytest.raises(CheckpointError, match=rf"manifest\.json has format version {version}, .* reads version 1; use"):
+        Manifest.from_json(changed(format_version=version), WHERE)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "{}", sample().to_json()[:-20]])
+def test_what_is_no_manifest(text):
+    with pytest.raises(CheckpointError, match=r"step-00000007/manifest\.json is not a checkpoint manifest"):
+        Manifest.from_json(text, WHERE)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"step_count": 3}, "unexpected keyword argument 'step_count'"),
+        ({"spec": {"name": "x"}}, "missing keys"),
+        ({"spec": None}, "NoneType"),
+        ({"spec": json.loads(sample().to_json())["spec"] | {"num_heads": 3}}, "model's sizes do not fit together"),
+        ({"layout": {"tensor": 1}}, "missing .* required positional arguments"),
+        ({"layout": json.loads(sample().to_json())["layout"] | {"expert": 2}}, "unexpected keyword argument 'expert'"),
+        ({"files": ["a.pt"]}, "'list' object"),
+        ({"files": {"a.pt": {"num_bytes": 3}}}, "missing 1 required positional argument: 'sha256'"),
+    ],
+)
+def test_a_damaged_manifest_names_the_file_and_what_is_wrong(values, message):
+    with pytest.raises(CheckpointError, match=rf"manifest\.json is damaged: .*{message}.*; use another checkpoint"):
+        Manifest.from_json(changed(**values), WHERE)
+
+
+def test_a_missing_entry_is_named():
+    values = json.loads(sample().to_json())
+    del values["step"]
+    with pytest.raises(CheckpointError, match="missing 1 required positional argument: 'step'"):
+        Manifest.from_json(json.dumps(values), WHERE)
+
+
+def test_read_manifest(tmp_path):
+    with pytest.raises(CheckpointError, match=r"manifest\.json is missing: .* is not a whole checkpoint"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text(sample().to_json(), encoding="utf-8")
+    assert read_manifest(tmp_path) == sample()
+
+
+def test_a_manifest_that_is_no_text(tmp_path):
+    (tmp_path / "manifest.json").write_bytes(b'{"format_version": 1, "\xff')
+    with pytest.raises(CheckpointError, match=r"manifest\.json is not a checkpoint manifest"):
+        read_manifest(tmp_path)
+
+
+def test_check_file(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"abc")
+    record = file_record(tmp_path / "a.pt")
+    assert record == FileRecord(3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")  # FIPS 180
+    check_file(tmp_path, "a.pt", record, verify_hash=True)
+    with pytest.raises(CheckpointError, match=r"b\.pt is missing; the checkpoint is not whole"):
+        check_file(tmp_path, "b.pt", record, verify_hash=False)
+    (tmp_path / "a.pt").write_bytes(b"abd")
+    check_file(tmp_path, "a.pt", record, verify_hash=False)
+    with pytest.raises(CheckpointError, match=r"a\.pt is damaged: its hash differs"):
+        check_file(tmp_path, "a.pt", record, verify_hash=True)
+    (tmp_path / "a.pt").write_bytes(b"ab")
+    with pytest.raises(CheckpointError, match=r"a\.pt has 2 bytes, its manifest says 3"):
+        check_file(tmp_path, "a.pt", record, verify_hash=False)
+
+
+def test_write_durably_replaces_whole_files(tmp_path):
+    write_durably(tmp_path / "latest", "one\n")
+    write_durably(tmp_path / "latest", "two\n")
+    assert (tmp_path / "latest").read_text() == "two\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
