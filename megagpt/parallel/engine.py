@@ -56,6 +56,12 @@ def global_named_parameters(chunks: nn.ModuleList) -> dict[str, nn.Parameter]:
     return named
 
 
+def _bf16_gradients(optimizer: Any) -> dict[nn.Parameter, Tensor]:
+    """Where DeepSpeed's BF16_Optimizer accumulates each parameter's gradient; empty for its other optimizers."""
+    groups = zip(getattr(optimizer, "bf16_groups", []), getattr(optimizer, "fp32_groups_gradients", []), strict=True)
+    return {p: g for parameters, gradients in groups for p, g in zip(parameters, gradients, strict=True)}
+
+
 class Engine:
     """The model of one rank with its optimizer. Every rank of the mesh builds one and calls its methods together."""
 
@@ -94,6 +100,7 @@ class Engine:
         self._unwrapped = isinstance(self.optimizer, torch.optim.Optimizer)  # ZeRO 0 in fp32
         self.module: StageModule = self.deepspeed.module
         self.named_parameters = global_named_parameters(self.module.chunks)
+        self._bf16_gradients = _bf16_gradients(self.optimizer)
         mcore.grad_scale_func = self._scale_loss if self._fp16 else None
         self._chunks: list[ScheduleChunk] = make_chunks(len(chunks), self._forward_chunk, mcore)
 
@@ -152,8 +159,8 @@ class Engine:
         (stage_1_and_2.py, use_grad_accum_attribute); fp32: `grad`.
         """
         assert self.zero_stage < 2, "ZeRO 2 and 3 keep no whole gradients"
-        if hasattr(self.optimizer, "fp32_groups_gradients"):
-            return self._bf16_gradients()[parameter]
+        if parameter in self._bf16_gradients:
+            return self._bf16_gradients[parameter]
         accumulated = getattr(parameter, "grad_accum", None)
         gradient = parameter.grad if accumulated is None else accumulated
         assert gradient is not None, "a parameter took no part in the backward pass"
@@ -218,10 +225,6 @@ class Engine:
         if 0 < self._clip_grad < norm:
             torch._foreach_mul_([self.gradient(p) for p in self.named_parameters.values()], self._clip_grad / norm)
         return norm
-
-    def _bf16_gradients(self) -> dict[nn.Parameter, Tensor]:
-        groups = zip(self.optimizer.bf16_groups, self.optimizer.fp32_groups_gradients, strict=True)
-        return {p: g for group, gradients in groups for p, g in zip(group, gradients, strict=True)}
 
     def _held_gradients(self) -> list[Tensor]:
         if self.zero_stage < 2:

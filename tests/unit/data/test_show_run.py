@@ -47,5 +47,5 @@ def test_a_step_beyond_the_run_is_refused(folder: Path) -> None:
 
 
 def test_a_configuration_without_data_is_refused() -> None:
-    with pytest.raises(ConfigError, match="gpt3-base names no tokenizer.path or no data.path"):
+    with pytest.raises(ConfigError, match=r"gpt3-base names no tokenizer\.path or no data\.path"):
         show_step("gpt3-base", 0)
