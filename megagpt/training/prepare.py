@@ -17,7 +17,7 @@ from megagpt.data.indexed import IndexedDataset, dataset_files
 from megagpt.data.samples import SampleIndex
 from megagpt.data.stream import BatchStream
 from megagpt.environment import check_apex
-from megagpt.errors import ConfigError
+from megagpt.errors import CheckpointError, ConfigError
 from megagpt.parallel.mesh import Mesh
 from megagpt.plan import RunPlan, make_plan
 from megagpt.tokenizer import Tokenizer, load_tokenizer
@@ -98,7 +98,7 @@ def prepare_run(loaded: LoadedConfig, num_ranks: int) -> PreparedRun:
     validation = _validation(plan, SampleIndex(dataset, "valid", split, length, seed), tokenizer) if split[1] else None
     identity = _identity(plan, tokenizer, config.data.path)
     checkpoints = Path(config.run.folder) / "checkpoints"
-    resume = _resume_from(loaded, checkpoints, identity)
+    resume = _resume_from(loaded, plan, checkpoints, identity)
     return PreparedRun(plan, tokenizer, training, validation, identity, resume)
 
 
@@ -111,7 +111,9 @@ def _validation(plan: RunPlan, samples: SampleIndex, tokenizer: Tokenizer) -> Va
     return Validation(samples, num_sequences, unigram_entropy(counts))
 
 
-def _resume_from(loaded: LoadedConfig, checkpoints: Path, identity: RunIdentity) -> tuple[Path, Manifest] | None:
+def _resume_from(
+    loaded: LoadedConfig, plan: RunPlan, checkpoints: Path, identity: RunIdentity
+) -> tuple[Path, Manifest] | None:
     latest = latest_checkpoint(checkpoints)
     if latest is None:
         return None
@@ -120,7 +122,16 @@ def _resume_from(loaded: LoadedConfig, checkpoints: Path, identity: RunIdentity)
             f"{loaded.describe('checkpoint.resume')}, but {checkpoints} holds a checkpoint ({latest.name}); "
             'use "auto" to continue from it, or choose another run.folder'
         )
-    return latest, check_belongs(latest, identity)
+    manifest = check_belongs(latest, identity)
+    tokens = plan.batches.tokens_after(manifest.step - 1)
+    if tokens != manifest.tokens:  # the next step would not begin with the next sample
+        batch = ("train.batch_tokens", "train.batch_ramp_tokens", "train.batch_ramp_start_tokens")
+        raise CheckpointError(
+            f"the run cannot continue from {latest}: it was trained on {manifest.tokens} tokens in its {manifest.step} "
+            f"steps, with this configuration they are {tokens}: {', '.join(map(loaded.describe, batch))}. "
+            "Restore these values, or choose another run.folder to start anew"
+        )
+    return latest, manifest
 
 
 def _identity(plan: RunPlan, tokenizer: Tokenizer, data_path: str) -> RunIdentity:
