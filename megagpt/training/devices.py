@@ -3,7 +3,7 @@
 import torch
 
 # dense (no sparsity) tensor-core peaks for bf16 and fp16 with fp32 accumulation, in TFLOP/s, from vendors' data sheets;
-# the first entry whose words are all in the device's name counts
+# the first entry whose words are all among the words of the device's name counts
 PEAK_TFLOPS_16BIT: tuple[tuple[tuple[str, ...], float], ...] = (
     (("B200",), 2250.0),
     (("H200",), 989.4),
@@ -21,6 +21,8 @@ PEAK_TFLOPS_16BIT: tuple[tuple[tuple[str, ...], float], ...] = (
     (("RTX", "4090"), 165.2),
     (("RTX", "3090"), 71.0),
 )
+# words that make it another device than the entry without them: cut-down, mobile or partitioned
+OTHER_DEVICE_WORDS = frozenset({"NVL", "MIG", "D", "Ti", "SUPER", "Laptop", "Max", "Mobile"})
 
 
 def device_name(device: torch.device) -> str:
@@ -32,8 +34,8 @@ def peak_tflops(name: str, precision: str) -> float | None:
     """Dense peak of a device in TFLOP/s, or None where it is not known (also for fp32: TF32 settings decide there)."""
     if precision == "fp32":
         return None
-    words = name.replace("-", " ").split()
+    words = set(name.replace("-", " ").split())
     for wanted, peak in PEAK_TFLOPS_16BIT:
-        if all(any(word.startswith(part) for word in words) for part in wanted):
-            return peak
+        if words.issuperset(wanted):
+            return None if words & OTHER_DEVICE_WORDS - set(wanted) else peak
     return None
