@@ -111,6 +111,7 @@ def describe_start(prepared: PreparedRun, console: Console) -> None:
         f"{train.batch_tokens:,} tokens on {layout.world_size} ranks "
         f"(tensor {layout.tensor} × pipeline {layout.pipeline} × data {layout.data}, ZeRO {layout.zero_stage})",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     for stage in layout.stages if layout.pipeline > 1 else ():
@@ -120,17 +121,21 @@ def describe_start(prepared: PreparedRun, console: Console) -> None:
             f"  pipeline rank {stage.pipeline_rank} chunk {stage.chunk}: layers {stage.first_layer}-{last}"
             + (f" with {' and '.join(ends)}" if ends else ""),
             highlight=False,
+            markup=False,
         )
     samples = prepared.training
     epochs = plan.batches.total_tokens / (samples.samples_per_epoch * samples.sequence_length)
-    console.print(f"data: {samples.num_tokens:,} training tokens, {epochs:.2f} epochs", highlight=False)
+    console.print(f"data: {samples.num_tokens:,} training tokens, {epochs:.2f} epochs", highlight=False, markup=False)
     if prepared.resume_from:
         folder, manifest = prepared.resume_from
         console.print(
-            f"continuing from {folder} (step {manifest.step:,} of {plan.num_steps:,})", highlight=False, soft_wrap=True
+            f"continuing from {folder} (step {manifest.step:,} of {plan.num_steps:,})",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

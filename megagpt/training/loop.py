@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 
 from megagpt.checkpoint.save import save_checkpoint
 from megagpt.errors import CheckpointError
@@ -66,6 +67,11 @@ def _save(run: TrainingRun, done: int, loss: float) -> None:
     except CheckpointError as error:
         if done == prepared.plan.num_steps:
             raise
-        run.console.print(f"[bold red]checkpoint after step {done} failed:[/bold red] {error}; training goes on")
+        why = escape(str(error))
+        run.console.print(
+            f"[bold red]checkpoint after step {done} failed:[/bold red] {why}; training goes on",
+            highlight=False,
+            soft_wrap=True,
+        )
         return
-    run.console.print(f"saved {folder}", highlight=False, soft_wrap=True)
+    run.console.print(f"saved {folder}", highlight=False, markup=False, soft_wrap=True)

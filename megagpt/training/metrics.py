@@ -61,7 +61,10 @@ class MetricsSink(Protocol):
 
 
 class JsonlSink:
-    """metrics.jsonl: one JSON object a record, flushed at once. On resume, records of undone steps are dropped."""
+    """metrics.jsonl: one JSON object a record, flushed at once. On resume, records of undone steps are dropped.
+
+    A number that is not finite, such as the norm of a step that overflowed, is null: JSON has no other word for it.
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
         kept = []
@@ -74,7 +77,8 @@ class JsonlSink:
 
     def write(self, record: Record) -> None:
         """Append one line."""
-        self._file.write(json.dumps(asdict(record)) + "\n")
+        values = {name: value if _is_json(value) else None for name, value in asdict(record).items()}
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -156,6 +160,10 @@ def _numbers(record: Record) -> dict[str, float]:
     values: dict[str, Any] = asdict(record)
     del values["step"]
     return {f"{group}/{name}": float(value) for name, value in values.items() if value is not None}
+
+
+def _is_json(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _step_of(line: str) -> float:
