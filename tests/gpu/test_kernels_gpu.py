@@ -1,0 +1,116 @@
+"""Kernels on CUDA in half precision against the plain references in float64. No result has been recorded yet."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megagpt.kernels.attention import attention, document_mask, reference_attention
+from megagpt.kernels.cross_entropy import reference_cross_entropy, vocab_parallel_cross_entropy
+from megagpt.kernels.dropout import dropout
+from megagpt.kernels.gelu import gelu, reference_gelu
+from megagpt.kernels.layer_norm import LayerNorm, reference_layer_norm
+
+pytestmark = pytest.mark.gpu
+
+# bounds of rounding, not measured: a few units in the last place of values of order 1
+BOUND = {torch.bfloat16: 4 * 2**-8, torch.float16: 4 * 2**-11}
+DTYPES = pytest.mark.parametrize("dtype", list(BOUND))
+
+
+def randn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def check(fused, plain, inputs: list[torch.Tensor], dtype: torch.dtype) -> None:
+    """Output and gradients of `fused` on CUDA in `dtype` against `plain` in float64, from the same rounded inputs."""
+    on_gpu = [value.to("cuda", dtype).requires_grad_() for value in inputs]
+    exact = [value.detach().double().cpu().requires_grad_() for value in on_gpu]
+    found, wanted = fused(*on_gpu), plain(*exact)
+    upstream = randn(99, *wanted.shape)
+    pairs = [(found.detach(), wanted.detach())]
+    pairs += zip(
+        torch.autograd.grad((found * upstream.to(found.device, found.dtype)).sum(), on_gpu),
+        torch.autograd.grad((wanted * upstream).sum(), exact),
+        strict=True,
+    )
+    for one, other in pairs:
+        difference = (one.double().cpu() - other).abs().max() / other.abs().max().clamp(min=1)
+        assert float(difference) < BOUND[dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (257, 257), (1, 100), (5, 100)])
+def test_attention(dtype, queries, keys):
+    inputs = [randn(1, 2, 4, queries, 64), randn(2, 2, 4, keys, 64), randn(3, 2, 4, keys, 64)]
+    check(lambda q, k, v: attention(q, k, v, None, 0.0, None), reference_attention, inputs, dtype)
+
+
+@DTYPES
+def test_attention_of_documents_kept_apart(dtype):
+    documents = (randn(4, 2, 128) > 1).cumsum(1).to(torch.int32)
+    masks = document_mask(documents), document_mask(documents.cuda())
+    inputs = [randn(seed, 2, 4, 128, 64) for seed in (1, 2, 3)]
+    check(
+        lambda q, k, v: attention(q, k, v, masks[1], 0.0, None),
+        lambda q, k, v: reference_attention(q, k, v, masks[0]),
+        inputs,
+        dtype,
+    )
+
+
+@DTYPES
+def test_attention_dropout_repeats_by_its_seed(dtype):
+    inputs = [randn(seed, 2, 4, 128, 64).to("cuda", dtype) for seed in (1, 2, 3)]
+    state = torch.cuda.get_rng_state()
+    first = attention(*inputs, None, 0.3, 11)
+    assert torch.equal(torch.cuda.get_rng_state(), state), "the default generator must not move"
+    torch.cuda.manual_seed(5)
+    assert torch.equal(attention(*inputs, None, 0.3, 11), first)
+    assert not torch.equal(attention(*inputs, None, 0.3, 12), first)
+
+
+@DTYPES
+@pytest.mark.parametrize("form", ["gelu_tanh", "gelu_erf"])
+def test_gelu(dtype, form):
+    check(lambda x: gelu(x, form), lambda x: reference_gelu(x, form), [randn(1, 100, 300) * 3], dtype)
+
+
+@DTYPES
+def test_layer_norm(dtype):
+    module = LayerNorm(768, 1e-5, dtype, torch.device("cuda"))
+    weight, bias = randn(2, 768) + 1, randn(3, 768)
+    with torch.no_grad():
+        module.weight.copy_(weight)
+        module.bias.copy_(bias)
+    exact = [value.detach().double().cpu() for value in (module.weight, module.bias)]
+    check(module, lambda x: reference_layer_norm(x, *exact, 1e-5), [randn(1, 64, 768)], dtype)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[dist.ProcessGroup]:
+    dist.init_process_group("nccl", rank=0, world_size=1, store=dist.HashStore())
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@DTYPES
+def test_cross_entropy(alone, dtype):
+    labels = torch.randint(0, 1000, (8, 16), generator=torch.Generator().manual_seed(0))
+    check(
+        lambda x: vocab_parallel_cross_entropy(x, labels.cuda(), 1000, 0, alone),
+        lambda x: reference_cross_entropy(x, labels, 1000),
+        [randn(1, 8, 16, 1024) * 3],
+        dtype,
+    )
+
+
+@DTYPES
+def test_dropout(dtype):
+    values = (torch.rand(1000, 1000) + 1).to("cuda", dtype)
+    found = dropout(values, 0.1, 3)
+    assert torch.equal(dropout(values, 0.1, 3), found)
+    kept = found != 0
+    assert kept.float().mean().item() == pytest.approx(0.9, abs=0.003)
+    assert (found[kept].double().sum() / values[kept].double().sum()).item() == pytest.approx(1 / 0.9, rel=1e-4)
