@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 
+_CACHED_VALUES = 1 << 18  # 1 MiB of float32: half of a common second-level cache
+
+
 def reference_cross_entropy(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     """The same on whole logits: [..., Vp] and [...] int64 give [...] losses in float32 (float64 stays float64)."""
     wide = torch.promote_types(logits.dtype, torch.float32)
@@ -31,43 +34,79 @@ def vocab_parallel_cross_entropy(
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
+    """Each rank takes the softmax of its own columns; only its log-sum-exp is shared.
+
+    The softmax over all columns is the local one times exp(local log-sum-exp - global log-sum-exp), one number a token.
+    The local one is kept in the logits' dtype, as the gradient is rounded to it anyway, but for the label's column,
+    whose 1 is subtracted before rounding.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, logits_local: Tensor, labels: Tensor, vocab_size: int, tensor_rank: int, tensor_group: ProcessGroup
     ) -> Tensor:
-        split = tensor_group.size() > 1
         width = logits_local.shape[-1]
         first = tensor_rank * width
         num_valid = min(max(vocab_size - first, 0), width)
-        wide = logits_local.to(torch.promote_types(logits_local.dtype, torch.float32))
-        scores = wide[..., :num_valid]
-        largest = scores.amax(dim=-1) if num_valid else wide.new_full(wide.shape[:-1], float("-inf"))
-        if split:
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=tensor_group)
-        scores = scores - largest[..., None]
-
         here = (labels >= first) & (labels < first + num_valid)
         column = torch.where(here, labels - first, 0)
-        label_score = largest.new_zeros(largest.shape)
-        if num_valid:
-            label_score = torch.where(here, scores.gather(-1, column[..., None]).squeeze(-1), label_score)
-        scores = scores.exp_()
-        total = scores.sum(dim=-1)
-        if split:
-            both = torch.stack([label_score, total])
-            dist.all_reduce(both, group=tensor_group)
-            label_score, total = both.unbind(0)
-        ctx.save_for_backward(scores.div_(total[..., None]), column, here)
-        ctx.width, ctx.dtype = width, logits_local.dtype
-        return total.log() - label_score
+        softmax, log_sum_exp, label_score = _local_softmax(
+            logits_local.reshape(-1, width)[:, :num_valid], column.reshape(-1), here.reshape(-1)
+        )
+        log_sum_exp, label_score = log_sum_exp.view_as(labels), label_score.view_as(labels)
+        whole = log_sum_exp
+        if tensor_group.size() > 1:
+            largest = log_sum_exp.clone()
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=tensor_group)
+            sums = torch.stack([label_score, (log_sum_exp - largest).exp()])
+            dist.all_reduce(sums, group=tensor_group)
+            label_score, total = sums.unbind(0)
+            whole = largest + total.log()
+        losses = whole - label_score
+        ctx.save_for_backward(softmax, column, here, (log_sum_exp - whole).exp(), losses)
+        ctx.width = width
+        return losses
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        probabilities, column, here = ctx.saved_tensors
-        if probabilities.shape[-1]:
-            probabilities.scatter_add_(-1, column[..., None], -here[..., None].to(probabilities.dtype))
-        grad = (probabilities.mul_(grad_loss[..., None])).to(ctx.dtype)
-        padding = ctx.width - grad.shape[-1]
-        if padding:
-            grad = torch.nn.functional.pad(grad, (0, padding))
-        return grad, None, None, None, None
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        softmax, column, here, share, losses = ctx.saved_tensors
+        num_tokens, num_valid = softmax.shape
+        grad = torch.empty((num_tokens, ctx.width), dtype=softmax.dtype, device=softmax.device)
+        grad[:, num_valid:] = 0
+        factor = (share * grad_losses).reshape(-1, 1)
+        for rows in _row_blocks(softmax):
+            grad[rows, :num_valid] = softmax[rows].to(factor.dtype) * factor[rows]
+        # d loss / d label's logit = exp(-loss) - 1; expm1 keeps the small difference of a sure prediction
+        mine = here.reshape(-1).nonzero().squeeze(-1)
+        at_label = (torch.expm1(-losses) * grad_losses).reshape(-1)[mine]
+        grad[mine, column.reshape(-1)[mine]] = at_label.to(grad.dtype)
+        return grad.view(*losses.shape, ctx.width), None, None, None, None
+
+
+def _local_softmax(scores: Tensor, column: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax over this rank's columns [T, V], its log-sum-exp [T], and the label's score [T] where it is `here`, else 0.
+
+    A few rows at a time, so that the passes over the float32 values stay in the processor's cache.
+    """
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    softmax = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
+    log_sum_exp = torch.full(column.shape, float("-inf"), dtype=wide, device=scores.device)
+    label_score = torch.zeros(column.shape, dtype=wide, device=scores.device)
+    if scores.shape[-1] == 0:  # all of this rank's columns pad the vocabulary
+        return softmax, log_sum_exp, label_score
+    for rows in _row_blocks(scores):
+        values = scores[rows].to(wide, copy=True)
+        label = values.gather(-1, column[rows, None]).squeeze(-1)
+        label_score[rows] = torch.where(here[rows], label, 0)
+        largest = values.amax(dim=-1, keepdim=True)
+        total = values.sub_(largest).exp_().sum(dim=-1, keepdim=True)
+        log_sum_exp[rows] = (largest + total.log()).squeeze(-1)
+        softmax[rows] = values.div_(total)
+    return softmax, log_sum_exp, label_score
+
+
+def _row_blocks(values: Tensor) -> list[slice]:
+    """Rows of [T, V] a few at a time on the CPU, all at once elsewhere."""
+    num_rows = len(values)
+    step = max(1, _CACHED_VALUES // max(1, values.shape[-1])) if values.device.type == "cpu" else max(1, num_rows)
+    return [slice(start, start + step) for start in range(0, num_rows, step)]

@@ -8,6 +8,7 @@ the pipeline → check that all is finite → data-parallel reduction → clip a
 import contextlib
 import io
 import logging
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -82,6 +83,7 @@ class Engine:
         self._fp16 = "fp16" in deepspeed_config
         self._clip_grad = clip_grad
         patch_deepspeed_for_cpu()
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it (engine.py:1972), also without a launcher
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory tables at every start
             deepspeed.init_distributed(dist_init_required=False, verbose=False)
             self.deepspeed, *_ = deepspeed.initialize(

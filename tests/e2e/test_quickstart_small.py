@@ -130,6 +130,14 @@ def test_killed_and_resumed_run_equals_the_unbroken_one(folder: Path) -> None:
     assert (folder / checkpoint).read_bytes() == (folder / "unbroken" / checkpoint).read_bytes()
 
 
+def test_training_needs_no_launcher_on_one_rank(folder: Path) -> None:
+    printed = megagpt(folder, "train", "small.toml", "--run.folder", "alone", "--train.steps", "2")
+    assert "2 steps of 512 tokens on 1 ranks" in printed
+    assert "no MFU: the dense bf16 peak of CPU is not in the table" in printed
+    assert "validation after step 2: loss" in printed
+    assert (folder / "alone" / "checkpoints" / "step-00000002" / "manifest.json").is_file()
+
+
 def test_a_finished_run_says_so(folder: Path) -> None:
     assert "already trained for 12 of 12 steps" in finish(start_training(folder))
 
