@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-
 _CACHED_VALUES = 1 << 18  # 1 MiB of float32: half of a common second-level cache
 
 
@@ -84,7 +83,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
 
 
 def _local_softmax(scores: Tensor, column: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax over this rank's columns [T, V], its log-sum-exp [T], and the label's score [T] where it is `here`, else 0.
+    """Softmax over this rank's columns [T, V], its log-sum-exp [T], the label's score [T] (0 where not `here`).
 
     A few rows at a time, so that the passes over the float32 values stay in the processor's cache.
     """
