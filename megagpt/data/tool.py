@@ -24,7 +24,7 @@ class Verb(NamedTuple):
 
 
 def run_tool(verb: Verb, argv: Sequence[str] | None = None) -> int:
-    """Parse `argv` (default: the command line) and run `verb`; a user's error is printed and gives status 1."""
+    """Parse `argv` (default: the command line) and run `verb`; a user's error is printed and gives status 2."""
     parser = argparse.ArgumentParser(
         description=verb.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
@@ -33,7 +33,7 @@ def run_tool(verb: Verb, argv: Sequence[str] | None = None) -> int:
         return verb.run(parser.parse_args(argv))
     except MegagptError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
 
 
 @contextmanager

@@ -6,6 +6,7 @@ passes everything else through; torch itself is not touched.
 """
 
 import importlib
+import os
 import sys
 import types
 from typing import Any
@@ -89,6 +90,7 @@ def patch_deepspeed_for_cpu() -> None:
     """
     if torch.cuda.is_available():
         return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said before its first import, it does not warn of what it guessed
     import deepspeed.comm.torch  # noqa: F401  (the attribute of that name is torch itself: comm/comm.py imports it)
     from deepspeed.accelerator import get_accelerator
 

@@ -75,14 +75,14 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         clip_grad: float,
     ) -> None:
-        import deepspeed  # slow to import, and not needed for inference
-
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.mesh = mesh
         self.zero_stage = int(deepspeed_config["zero_optimization"]["stage"])
         self._fp16 = "fp16" in deepspeed_config
         self._clip_grad = clip_grad
         patch_deepspeed_for_cpu()
+        import deepspeed  # after the patch; slow, and not needed for inference
+
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it (engine.py:1972), also without a launcher
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory tables at every start
             deepspeed.init_distributed(dist_init_required=False, verbose=False)

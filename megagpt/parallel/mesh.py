@@ -21,6 +21,7 @@ from torch.distributed import ProcessGroup
 
 from megagpt.errors import ConfigError
 from megagpt.parallel.cpu import patch_megatron_for_cpu
+from megagpt.parallel.launcher import launched_world_size
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,6 @@ class Mesh:
     def is_last_stage(self) -> bool:
         """This rank holds the output head and computes the loss."""
         return self.pipeline_rank == self.pipeline_size - 1
-
-
-def launched_world_size() -> int:
-    """Number of ranks the launcher (torchrun, srun, deepspeed) announces in WORLD_SIZE; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def launched_rank() -> int:
-    """Rank the launcher announces in RANK; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def build_mesh(tensor: int, pipeline: int, virtual_stages: int = 1, timeout_seconds: float = 1800) -> Mesh:

@@ -1,22 +1,19 @@
 """`megagpt train CONFIG`, on one rank or, under torchrun, srun or the DeepSpeed launcher, on each of many.
 
 Order: configuration, plan, tokenizer, data and checkpoint are read and checked on every rank, then the process group
-starts, then training. A user's error is printed once, by rank 0.
+starts, then training. What a configuration gets wrong is said before anything slow is imported.
 """
 
 import argparse
-import os
 import sys
-import warnings
 from typing import NoReturn
 
 from rich.console import Console
 
 from megagpt.config_cli import config_arguments_help, split_arguments
 from megagpt.config_file import load_config
-from megagpt.errors import ConfigError, MegagptError
-from megagpt.plan import RunPlan
-from megagpt.training.prepare import PreparedRun, prepare_run
+from megagpt.errors import CheckpointError, ConfigError, DataError, MegagptError
+from megagpt.parallel.launcher import launched_rank, launched_world_size
 
 _PIPE_WIDTH = 160
 
@@ -30,112 +27,37 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str]) -> int:
     """Train; 0 when the run is complete, 2 after a user's error, 3 where training had to stop."""
-    from megagpt.parallel.mesh import launched_rank, launched_world_size
-
-    is_rank_0 = launched_rank() == 0
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    console = Console(quiet=not is_rank_0, width=width)
-    errors = Console(stderr=True, quiet=not is_rank_0, width=width)
+    rank = launched_rank()
+    console = Console(quiet=rank != 0, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     try:
         own, config_arguments = split_arguments(argv)
         options = _parser().parse_args([argument for argument in own if not argument.startswith("--local_rank")])
-        prepared = prepare_run(load_config(options.config, config_arguments), launched_world_size())
-        describe_start(prepared, console)
-    except MegagptError as error:
-        for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
-            errors.print(f"error: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        loaded = load_config(options.config, config_arguments)
+
+        from megagpt.training.prepare import prepare_run
+
+        prepared = prepare_run(loaded, launched_world_size())
+    except MegagptError as error:  # the same on every rank
+        if rank == 0:
+            _print_error(error, "")
         return 2
+    from megagpt.training.session import describe_start, run_training
+
     try:
+        describe_start(prepared, console)
         run_training(prepared, console)
     except MegagptError as error:
-        errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.stderr.flush()
+        # a shard that cannot be read is one rank's own trouble; what stops training is told to all, and said once
+        if rank == 0 or isinstance(error, CheckpointError | DataError):
+            _print_error(error, f"rank {rank}: " if rank else "")
         return 3
     return 0
 
 
-def run_training(prepared: PreparedRun, console: Console) -> None:
-    """Start the ranks, build the model, continue from the checkpoint if there is one, and train to the end."""
-    warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")  # about packages that are optional, and renamings
-    import torch
-
-    from megagpt.checkpoint.load import load_rank
-    from megagpt.parallel.mesh import build_mesh, destroy_mesh
-    from megagpt.training.build import build_engine
-    from megagpt.training.devices import device_name, peak_tflops
-    from megagpt.training.loop import TrainingRun, train
-    from megagpt.training.metrics import MetricsSink, open_sinks, write_run_config
-    from megagpt.training.recorder import Recorder
-    from megagpt.training.terminal import TerminalSink
-
-    plan = prepared.plan
-    first_step = prepared.resume_from[1].step if prepared.resume_from else 0
-    if first_step >= plan.num_steps:
-        console.print(f"already trained for {first_step} of {plan.num_steps} steps; raise train.steps to go on")
-        return
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    mesh = build_mesh(plan.layout.tensor, plan.layout.pipeline, plan.layout.virtual_stages)
-    engine = build_engine(plan, mesh)
-    if prepared.resume_from:
-        folder, manifest = prepared.resume_from
-        state = load_rank(folder, manifest, mesh.rank, mesh.tensor_rank, mesh.pipeline_rank)
-        engine.load_state(state.model, state.optimizer)
-    sinks: list[MetricsSink] = []
-    if mesh.rank == 0:
-        prepared.folder.mkdir(parents=True, exist_ok=True)
-        write_run_config(prepared.folder, plan.config)
-        sinks = [
-            *open_sinks(prepared.folder, plan.config, first_step),
-            TerminalSink(console, plan.num_steps, first_step),
-        ]
-    name = device_name(mesh.device)
-    peak = peak_tflops(name, plan.config.train.precision)
-    if peak is None:
-        console.print(
-            f"no MFU: the dense {plan.config.train.precision} peak of {name} is not in the table", highlight=False
-        )
-    recorder = Recorder(plan, sinks, peak)
-    try:
-        train(TrainingRun(prepared, mesh, engine, recorder, console), first_step)
-    finally:
-        recorder.close()
-    destroy_mesh()
-
-
-def describe_start(prepared: PreparedRun, console: Console) -> None:
-    """A few lines about what is going to happen."""
-    plan: RunPlan = prepared.plan
-    layout, train = plan.layout, plan.config.train
-    console.print(
-        f"{plan.spec.name}: {plan.parameters.total:,} parameters, {train.precision}, {plan.num_steps:,} steps of "
-        f"{train.batch_tokens:,} tokens on {layout.world_size} ranks "
-        f"(tensor {layout.tensor} × pipeline {layout.pipeline} × data {layout.data}, ZeRO {layout.zero_stage})",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    for stage in layout.stages if layout.pipeline > 1 else ():
-        ends = [name for name, has in (("embedding", stage.has_embedding), ("head", stage.has_head)) if has]
-        last = stage.first_layer + stage.num_layers - 1
-        console.print(
-            f"  pipeline rank {stage.pipeline_rank} chunk {stage.chunk}: layers {stage.first_layer}-{last}"
-            + (f" with {' and '.join(ends)}" if ends else ""),
-            highlight=False,
-            markup=False,
-        )
-    samples = prepared.training
-    epochs = plan.batches.total_tokens / (samples.samples_per_epoch * samples.sequence_length)
-    console.print(f"data: {samples.num_tokens:,} training tokens, {epochs:.2f} epochs", highlight=False, markup=False)
-    if prepared.resume_from:
-        folder, manifest = prepared.resume_from
-        console.print(
-            f"continuing from {folder} (step {manifest.step:,} of {plan.num_steps:,})",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-    for note in plan.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+def _print_error(error: MegagptError, prefix: str) -> None:
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else _PIPE_WIDTH)
+    for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
+        console.print(f"error: {prefix}{problem}", style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

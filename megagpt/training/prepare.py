@@ -7,6 +7,7 @@ continue from, or the first error that names what to fix.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megagpt.checkpoint.load import RunIdentity, check_belongs, latest_checkpoint
 from megagpt.checkpoint.manifest import CheckpointLayout, Manifest
@@ -18,9 +19,11 @@ from megagpt.data.samples import SampleIndex
 from megagpt.data.stream import BatchStream
 from megagpt.environment import check_apex
 from megagpt.errors import CheckpointError, ConfigError
-from megagpt.parallel.mesh import Mesh
 from megagpt.plan import RunPlan, make_plan
 from megagpt.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from megagpt.parallel.mesh import Mesh  # imports megatron-core, which takes seconds
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,16 @@ class PreparedRun:
         """The folder of its checkpoints."""
         return self.folder / "checkpoints"
 
-    def training_stream(self, mesh: Mesh) -> BatchStream:
+    def training_stream(self, mesh: "Mesh") -> BatchStream:
         """This rank's training batches."""
         return self._stream(self.training, mesh)
 
-    def validation_stream(self, mesh: Mesh) -> BatchStream:
+    def validation_stream(self, mesh: "Mesh") -> BatchStream:
         """This rank's validation batches."""
         assert self.validation is not None, "this run has no validation split"
         return self._stream(self.validation.samples, mesh)
 
-    def _stream(self, samples: SampleIndex, mesh: Mesh) -> BatchStream:
+    def _stream(self, samples: SampleIndex, mesh: "Mesh") -> BatchStream:
         return BatchStream(
             samples,
             self.plan.spec.sequence_length,

@@ -55,7 +55,7 @@ def prepare_small(arguments: list[str]) -> PreparedRun:
 
 def train_rank(arguments: list[str]) -> None:
     """Train one rank in this process, as `megagpt train` does."""
-    from megagpt.training.cli import run_training
+    from megagpt.training.session import run_training
 
     run_training(prepare_small(arguments), Console(quiet=True))
 

@@ -144,10 +144,10 @@ def test_the_commands(
     build = [str(corpus), "--output", prefix, "--tokenizer", toy_tokenizer.path, "--workers", "2"]
     assert run_tool(VERBS["build"], build) == 0
     assert "documents      32" in capsys.readouterr().out
-    assert run_tool(VERBS["build"], build) == 1
+    assert run_tool(VERBS["build"], build) == 2
     assert "error: " in capsys.readouterr().err
     assert run_tool(VERBS["build"], [*build, "--overwrite"]) == 0
-    assert run_tool(VERBS["build"], [*build[:2], prefix + "2", *build[3:], "--text-key", "body"]) == 1
+    assert run_tool(VERBS["build"], [*build[:2], prefix + "2", *build[3:], "--text-key", "body"]) == 2
     assert "there is no key 'body'; the keys are: 'text'" in capsys.readouterr().err
     assert run_tool(VERBS["inspect"], [prefix, "--tokenizer", toy_tokenizer.path, "--document", "30"]) == 0
     shown = capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_the_commands(
         assert part in shown
     assert run_tool(VERBS["inspect"], [prefix]) == 0
     assert " ".join(map(str, IndexedDataset(prefix).document(0))) in capsys.readouterr().out
-    assert run_tool(VERBS["inspect"], [prefix, "--document", "32"]) == 1
+    assert run_tool(VERBS["inspect"], [prefix, "--document", "32"]) == 2
     assert "document 32 does not exist in" in capsys.readouterr().err
     os.unlink(prefix + ".json")
     assert run_tool(VERBS["inspect"], [prefix]) == 0

@@ -230,5 +230,5 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         package = corpus.package
         for part in (corpus.name, corpus.about, corpus.licence, package.name, package.version, package.sha256[:16]):
             assert part in listed
-    assert run_tool(VERBS["sample"], []) == 1
+    assert run_tool(VERBS["sample"], []) == 2
     assert "error: no sample corpus was named; --list shows them" in capsys.readouterr().err

@@ -127,5 +127,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     arguments = [str(tmp_path / "c.txt"), "--output", str(tmp_path / "t.model"), "--vocab-size"]
     assert run_tool(VERBS["train"], [*arguments, "340"]) == 0
     assert "characters/token" in capsys.readouterr().out
-    assert run_tool(VERBS["train"], [*arguments, "99999"]) == 1
+    assert run_tool(VERBS["train"], [*arguments, "99999"]) == 2
     assert "error: cannot train a tokenizer of 99999 ids" in capsys.readouterr().err

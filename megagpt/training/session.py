@@ -1,0 +1,94 @@
+"""One rank's session of a prepared run: start the ranks, build the model, resume, train to the end, report.
+
+In: PreparedRun. Out: a trained run on disk. Knows nothing of the command line.
+"""
+
+import os
+import warnings
+
+import torch
+from rich.console import Console
+
+from megagpt.checkpoint.load import load_rank
+from megagpt.parallel.mesh import build_mesh, destroy_mesh
+from megagpt.plan import RunPlan
+from megagpt.training.build import build_engine
+from megagpt.training.devices import device_name, peak_tflops
+from megagpt.training.loop import TrainingRun, train
+from megagpt.training.metrics import MetricsSink, open_sinks, write_run_config
+from megagpt.training.prepare import PreparedRun
+from megagpt.training.recorder import Recorder
+from megagpt.training.terminal import TerminalSink
+
+
+def run_training(prepared: PreparedRun, console: Console) -> None:
+    """Start the ranks, build the model, continue from the checkpoint if there is one, and train to the end."""
+    warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")  # about packages that are optional, and renamings
+    plan = prepared.plan
+    first_step = prepared.resume_from[1].step if prepared.resume_from else 0
+    if first_step >= plan.num_steps:
+        console.print(f"already trained for {first_step} of {plan.num_steps} steps; raise train.steps to go on")
+        return
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    mesh = build_mesh(plan.layout.tensor, plan.layout.pipeline, plan.layout.virtual_stages)
+    engine = build_engine(plan, mesh)
+    if prepared.resume_from:
+        folder, manifest = prepared.resume_from
+        state = load_rank(folder, manifest, mesh.rank, mesh.tensor_rank, mesh.pipeline_rank)
+        engine.load_state(state.model, state.optimizer)
+    sinks: list[MetricsSink] = []
+    if mesh.rank == 0:
+        prepared.folder.mkdir(parents=True, exist_ok=True)
+        write_run_config(prepared.folder, plan.config)
+        sinks = [
+            *open_sinks(prepared.folder, plan.config, first_step),
+            TerminalSink(console, plan.num_steps, first_step),
+        ]
+    name = device_name(mesh.device)
+    peak = peak_tflops(name, plan.config.train.precision)
+    if peak is None:
+        console.print(
+            f"no MFU: the dense {plan.config.train.precision} peak of {name} is not in the table", highlight=False
+        )
+    recorder = Recorder(plan, sinks, peak)
+    try:
+        train(TrainingRun(prepared, mesh, engine, recorder, console), first_step)
+    finally:
+        recorder.close()
+    destroy_mesh()
+
+
+def describe_start(prepared: PreparedRun, console: Console) -> None:
+    """A few lines about what is going to happen."""
+    plan: RunPlan = prepared.plan
+    layout, train = plan.layout, plan.config.train
+    console.print(
+        f"{plan.spec.name}: {plan.parameters.total:,} parameters, {train.precision}, {plan.num_steps:,} steps of "
+        f"{train.batch_tokens:,} tokens on {layout.world_size} ranks "
+        f"(tensor {layout.tensor} × pipeline {layout.pipeline} × data {layout.data}, ZeRO {layout.zero_stage})",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    for stage in layout.stages if layout.pipeline > 1 else ():
+        ends = [name for name, has in (("embedding", stage.has_embedding), ("head", stage.has_head)) if has]
+        last = stage.first_layer + stage.num_layers - 1
+        console.print(
+            f"  pipeline rank {stage.pipeline_rank} chunk {stage.chunk}: layers {stage.first_layer}-{last}"
+            + (f" with {' and '.join(ends)}" if ends else ""),
+            highlight=False,
+            markup=False,
+        )
+    samples = prepared.training
+    epochs = plan.batches.total_tokens / (samples.samples_per_epoch * samples.sequence_length)
+    console.print(f"data: {samples.num_tokens:,} training tokens, {epochs:.2f} epochs", highlight=False, markup=False)
+    if prepared.resume_from:
+        folder, manifest = prepared.resume_from
+        console.print(
+            f"continuing from {folder} (step {manifest.step:,} of {plan.num_steps:,})",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    for note in plan.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
