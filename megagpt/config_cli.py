@@ -4,14 +4,23 @@ In: arguments. Out: values by dotted key. Knows nothing of files, nor of the oth
 """
 
 import argparse
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from megagpt.config import RunConfig
 from megagpt.config_text import nearest
+from megagpt.errors import ConfigError
 
 COMMAND_LINE = "command line"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Raises ConfigError where argparse would print its own message and leave the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """The message with the command's name and where to look."""
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 class _CommandLineConfig(RunConfig, BaseSettings):  # type: ignore[misc]

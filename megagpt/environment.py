@@ -45,6 +45,27 @@ def check_apex() -> None:
     )
 
 
+def check_megatron() -> None:
+    """Raise ConfigError where the installed megatron-core cannot be imported for want of Triton.
+
+    From 0.17 on its pipeline schedules import triton, also on a machine without a GPU, and its metadata does not say so
+    (megatron/core/transformer/moe/paged_stash.py, seen in 0.19.2). 0.16.1 and 0.19.2 pass the parity tests.
+    """
+    version = _version("megatron-core")
+    if version is None or _release(version) < (0, 17) or _module_places("triton"):
+        return
+    raise ConfigError(
+        f"megatron-core {version} imports triton, which is not installed; install it: {sys.executable} -m pip install "
+        'triton, or take the release that needs none: pip install "megatron-core==0.16.1"'
+    )
+
+
+def _release(version: str) -> tuple[int, int]:
+    """(0, 19) of "0.19.2" and of "0.19.0rc1"."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
 def optional_packages() -> list[Package]:
     """apex, Transformer Engine, flash-attn and Triton, as `megagpt env` shows them."""
     return [
@@ -95,6 +116,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"megagpt env takes no arguments, but got {' '.join(argv)}")
     print("\n".join(environment_lines()))
     check_apex()
+    check_megatron()
     return 0
 
 

@@ -7,12 +7,11 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
 from megagpt.config import RunConfig
-from megagpt.config_cli import config_arguments_help, split_arguments, unknown_argument
+from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments, unknown_argument
 from megagpt.config_file import load_config
 from megagpt.errors import ConfigError, MegagptError
 from megagpt.plan import make_plan
@@ -20,13 +19,6 @@ from megagpt.plan_report import print_plan
 
 _PIPE_WIDTH = 120
 _FLAGS = ["--gpus", "--gpu-memory", "--help"]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises ConfigError where argparse would leave the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"megagpt plan: {message}; see megagpt plan --help")
 
 
 def run_plan_command(argv: list[str]) -> int:
@@ -64,7 +56,7 @@ def tokenizer_vocab_size(config: RunConfig) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="megagpt plan",
         description="Prints what a configuration comes to on so many GPUs, or every problem. Needs no GPU.",
         usage="megagpt plan CONFIG [--gpus N] [--gpu-memory GIB] [--section.key VALUE ...]",

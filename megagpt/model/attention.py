@@ -3,13 +3,13 @@
 Legend: S sequence, B micro-batch, H hidden, N_local heads on this tensor rank, D head dim.
 """
 
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megagpt.kernels.attention import attention
 from megagpt.kernels.dropout import mix
-from megagpt.model.context import LayerCache, LayerContext, StageBuild, no_init
+from megagpt.model.context import LayerCache, LayerContext, StageBuild
+from megagpt.model.linear import column_linear, row_linear
 
 
 class SelfAttention(nn.Module):
@@ -20,23 +20,8 @@ class SelfAttention(nn.Module):
         spec = build.spec
         self.build = build
         self.num_heads_local = spec.num_heads // build.mesh.tensor_size
-        self.qkv = ColumnParallelLinear(
-            spec.hidden_size,
-            3 * spec.hidden_size,
-            config=build.mcore,
-            init_method=no_init,
-            tp_group=build.mesh.tensor_group,
-        )
-        self.output = RowParallelLinear(
-            spec.hidden_size,
-            spec.hidden_size,
-            config=build.mcore,
-            init_method=no_init,
-            bias=True,
-            input_is_parallel=True,
-            skip_bias_add=False,
-            tp_group=build.mesh.tensor_group,
-        )
+        self.qkv = column_linear(build, spec.hidden_size, 3 * spec.hidden_size)
+        self.output = row_linear(build, spec.hidden_size, spec.hidden_size)
 
     def forward(self, hidden: Tensor, context: LayerContext, cache: LayerCache | None = None) -> Tensor:
         """[S, B, H] to [S, B, H]. Reduces over the tensor group. With a cache, `hidden` is the new positions."""

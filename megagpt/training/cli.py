@@ -6,23 +6,15 @@ starts, then training. What a configuration gets wrong is said before anything s
 
 import argparse
 import sys
-from typing import NoReturn
 
 from rich.console import Console
 
-from megagpt.config_cli import config_arguments_help, split_arguments
+from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments
 from megagpt.config_file import load_config
 from megagpt.errors import CheckpointError, ConfigError, DataError, MegagptError
 from megagpt.parallel.launcher import launched_rank, launched_world_size
 
 _PIPE_WIDTH = 160
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises ConfigError where argparse would leave the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"megagpt train: {message}; see megagpt train --help")
 
 
 def main(argv: list[str]) -> int:
@@ -61,7 +53,7 @@ def _print_error(error: MegagptError, prefix: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="megagpt train",
         description="Trains a configuration. Start it under torchrun, srun or deepspeed for more than one rank.",
         usage="megagpt train CONFIG [--section.key VALUE ...]",

@@ -17,7 +17,7 @@ from megagpt.data.entropy import count_labels, unigram_entropy
 from megagpt.data.indexed import IndexedDataset, dataset_files
 from megagpt.data.samples import SampleIndex
 from megagpt.data.stream import BatchStream
-from megagpt.environment import check_apex
+from megagpt.environment import check_apex, check_megatron
 from megagpt.errors import CheckpointError, ConfigError
 from megagpt.plan import RunPlan, make_plan
 from megagpt.tokenizer import Tokenizer, load_tokenizer
@@ -79,6 +79,7 @@ class PreparedRun:
 def prepare_run(loaded: LoadedConfig, num_ranks: int) -> PreparedRun:
     """Read and check all of a run. Raises ConfigError, DataError or CheckpointError."""
     check_apex()
+    check_megatron()
     config = loaded.config
     missing = [
         f"{loaded.describe(key)}: training needs {what}"

@@ -89,3 +89,18 @@ def test_env_reports_first_and_then_refuses_pypis_apex(site: Path, capsys: pytes
 def test_env_takes_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["env", "--all"]) == 2
     assert "megagpt env takes no arguments, but got --all" in capsys.readouterr().err
+
+
+def test_a_megatron_core_that_needs_triton_is_refused_without_it(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_version", lambda name: "0.19.2" if name == "megatron-core" else None)
+    monkeypatch.setattr(environment, "_module_places", lambda name: [])
+    with pytest.raises(ConfigError, match=r"megatron-core 0\.19\.2 imports triton.*pip install triton.*==0\.16\.1"):
+        environment.check_megatron()
+    monkeypatch.setattr(environment, "_module_places", lambda name: [site])
+    environment.check_megatron()
+
+
+def test_a_megatron_core_without_triton_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_version", lambda name: "0.16.1")
+    monkeypatch.setattr(environment, "_module_places", lambda name: [])
+    environment.check_megatron()

@@ -1,0 +1,30 @@
+"""The two linears of tensor parallelism, as megatron-core makes them, with the options that every layer here shares.
+
+column   rows of the output are cut: each tensor rank computes its own; backward sums the input's gradient
+row      columns of the input are cut: each tensor rank computes a summand; forward sums the output
+"""
+
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+
+from megagpt.model.context import StageBuild, no_init
+
+
+def column_linear(build: StageBuild, inputs: int, outputs: int) -> ColumnParallelLinear:
+    """[S, B, inputs] to [S, B, outputs / t]; calling it gives (output, None)."""
+    return ColumnParallelLinear(
+        inputs, outputs, config=build.mcore, init_method=no_init, tp_group=build.mesh.tensor_group
+    )
+
+
+def row_linear(build: StageBuild, inputs: int, outputs: int) -> RowParallelLinear:
+    """[S, B, inputs / t] to [S, B, outputs], the bias added after the sum; calling it gives (output, None)."""
+    return RowParallelLinear(
+        inputs,
+        outputs,
+        config=build.mcore,
+        init_method=no_init,
+        bias=True,
+        input_is_parallel=True,
+        skip_bias_add=False,
+        tp_group=build.mesh.tensor_group,
+    )
