@@ -59,11 +59,8 @@ keep() {
 }
 
 samples() {
-    local prompt
-    for prompt in "话说天下大势，" "却说曹操" "第一条"; do
-        megagpt generate "$RUN" --prompt "$prompt" --max-new-tokens 80 --temperature 0.8 --top-k 40 --seed 1
-        echo
-    done
+    megagpt generate "$RUN" --prompt "话说天下大势，" --prompt "却说曹操" --prompt "第一条" \
+        --max-new-tokens 80 --temperature 0.8 --top-k 40 --seed 1
 }
 
 printf '== Environment\n'

@@ -32,7 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `megagpt generate`."""
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="run folder (its latest checkpoint) or checkpoint folder")
-    add("--prompt", default="", metavar="TEXT", help="text to continue; without it the model begins a new document")
+    add(
+        "--prompt",
+        action="append",
+        dest="prompts",
+        metavar="TEXT",
+        help="text to continue; several are continued one after another; without it the model begins a new document",
+    )
     add(
         "--max-new-tokens", type=int, default=_DEFAULTS.max_new_tokens, metavar="N", help="tokens at most (%(default)s)"
     )
@@ -63,12 +69,15 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         model = load_for_inference(args.checkpoint, precision=args.precision)
-        for number in range(args.num_samples):
-            sample = replace(settings, seed=settings.seed + number)
-            steps = generate_text(model, args.prompt, sample, use_cache=not args.no_cache)
-            if args.num_samples > 1:
-                print(f"--- sample {number + 1} of {args.num_samples}, seed {sample.seed}")
-            _print_sample(args.prompt, steps, sys.stdout)
+        for place, prompt in enumerate(args.prompts or [""]):
+            if place:
+                print()
+            for number in range(args.num_samples):
+                sample = replace(settings, seed=settings.seed + number)
+                steps = generate_text(model, prompt, sample, use_cache=not args.no_cache)
+                if args.num_samples > 1:
+                    print(f"--- sample {number + 1} of {args.num_samples}, seed {sample.seed}")
+                _print_sample(prompt, steps, sys.stdout)
     finally:
         destroy_mesh()
     return 0

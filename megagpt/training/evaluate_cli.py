@@ -1,5 +1,7 @@
 """`megagpt evaluate CHECKPOINT`: loss and perplexity of a checkpoint on held-out text, in one process.
 
+A model trained in bf16 is evaluated in bf16, any other in fp32.
+
 In: a checkpoint of any layout and an indexed dataset (by default the run's own). Out: numbers on standard output.
 """
 
@@ -10,7 +12,7 @@ from typing import NamedTuple, get_args
 
 import torch
 
-from megagpt.checkpoint.read import find_checkpoint
+from megagpt.checkpoint.read import find_checkpoint, read_manifest
 from megagpt.config import RunConfig
 from megagpt.config_file import load_config
 from megagpt.data.check import check_dataset
@@ -40,7 +42,8 @@ def main(argv: list[str]) -> int:
     data_path = options.data or config.data.path
     if data_path is None:
         raise ConfigError(f"{folder / 'config.toml'} names no data.path; give --data PREFIX")
-    model = load_for_inference(folder)
+    trained_in_bf16 = read_manifest(folder).precision == "bf16"
+    model = load_for_inference(folder, precision="bf16" if trained_in_bf16 else "fp32")
     samples = held_out_samples(model, config, data_path, options.split)
     result = evaluate_checkpoint(model, samples, config, options.max_samples, options.batch_size)
     print("\n".join(report(model, f"{options.split} split of {data_path}", result)))

@@ -56,6 +56,16 @@ def test_the_command_prints_prompt_and_text_and_says_why_it_stopped(
     assert capsys.readouterr().out == cached.out
 
 
+def test_several_prompts_give_what_each_gives_alone(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", str(checkpoint), "--max-new-tokens", "6", "--seed", "3"]
+    alone = []
+    for prompt in ("山脚下", "河边"):
+        assert main([*command, "--prompt", prompt]) == 0
+        alone.append(capsys.readouterr().out)
+    assert main([*command, "--prompt", "山脚下", "--prompt", "河边"]) == 0
+    assert capsys.readouterr().out == "\n".join(alone)
+
+
 def test_samples_differ_and_repeat_with_the_seed(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", str(checkpoint), "--max-new-tokens", "9", "--temperature", "2", "--top-p", "1"]
     assert main([*command, "--num-samples", "2", "--seed", "5"]) == 0
