@@ -19,7 +19,8 @@ activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, wit
              tests/parallel/test_plan_memory.py compares this with what autograd saves for a layer on the CPU.
              The first stage adds its embedding dropout mask, the last the inputs of the final norm and of the head.
              Each is held for as many micro-batches as the schedule has in flight (see `chunks_in_flight`).
-logits       B S V / t of e + 8 bytes (the logits, their fp32 copy, the fp32 softmax), in fp32 8 bytes (no copy)
+logits       B S V / t of 2 e bytes: the logits and the softmax kept for the backward pass, then that and the gradient; the
+             cross-entropy's fp32 values exist for a block of rows at a time
 
 Not counted: CUDA context, NCCL and DeepSpeed buckets, kernel workspaces, fragmentation.
 """
@@ -100,7 +101,6 @@ def estimate_memory(
     shards = [layout.data if layout.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     optimizer_shards, gradient_shards, weight_shards = shards
     state_bytes = _MOMENTS_BYTES + (_MASTER_BYTES if layout.zero_stage >= 1 else 0)
-    logit_bytes = 8 if train.precision == "fp32" else value_bytes + 8
     weights = _ceil_divide(value_bytes * parameters, weight_shards)
     if layout.zero_stage == 3:
         layer = count_layer_parameters(spec, layout.tensor)
@@ -113,7 +113,7 @@ def estimate_memory(
         gradients_bytes=_ceil_divide(_GRADIENT_BYTES * parameters, gradient_shards),
         optimizer_bytes=_ceil_divide(state_bytes * parameters, optimizer_shards),
         activations_bytes=_activation_bytes(spec, layout, train, pipeline_rank, num_micro_batches),
-        logits_bytes=logit_bytes * logits if has_head else 0,
+        logits_bytes=2 * value_bytes * logits if has_head else 0,
     )
 
 

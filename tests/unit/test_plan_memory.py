@@ -72,7 +72,7 @@ def test_full_recompute_keeps_layer_inputs_and_one_layer():
 
 def test_logits():
     (gpu,) = memory("--train.micro_batch_size=2")
-    assert gpu.logits_bytes == 2 * S * V * (2 + 4 + 4)
+    assert gpu.logits_bytes == 2 * S * V * (2 + 2)
     first, last = memory("--parallel.tensor=2", "--parallel.pipeline=2", "--train.precision=fp32", gpus=4)
     assert first.logits_bytes == 0
     assert last.logits_bytes == S * V // 2 * (4 + 4)
