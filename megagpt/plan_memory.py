@@ -19,8 +19,8 @@ activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, wit
              tests/parallel/test_plan_memory.py compares this with what autograd saves for a layer on the CPU.
              The first stage adds its embedding dropout mask, the last the inputs of the final norm and of the head.
              Each is held for as many micro-batches as the schedule has in flight (see `chunks_in_flight`).
-logits       B S V / t of 2 e bytes: the logits and the softmax kept for the backward pass, then that and the gradient; the
-             cross-entropy's fp32 values exist for a block of rows at a time
+logits       B S V / t of 2 e bytes: the logits and the softmax kept for the backward pass, then that and the gradient;
+             the cross-entropy's fp32 values exist for a block of rows at a time
 
 Not counted: CUDA context, NCCL and DeepSpeed buckets, kernel workspaces, fragmentation.
 """

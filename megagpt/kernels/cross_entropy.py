@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-# values computed in float32 at a time: 1 MiB, half of a common second-level cache; on a GPU 256 MiB, little beside logits
+# values computed in float32 at a time: 1 MiB, half of a common second-level cache; on a GPU 256 MiB
 _BLOCK_VALUES = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
