@@ -1,4 +1,4 @@
-"""Every layout of one and two ranks trains the same model as the plain reference: losses, gradients, weights."""
+"""Every layout of one to eight ranks trains the same model as the plain reference: losses, gradients, weights."""
 
 from functools import cache
 from typing import NamedTuple
@@ -30,6 +30,11 @@ LAYOUTS = {
     "pipeline 2": (2, ["--parallel.pipeline=2"]),
     "pipeline 2, ZeRO 0": (2, ["--parallel.pipeline=2", "--parallel.zero_stage=0"]),
     "pipeline 2 interleaved": (2, ["--parallel.pipeline=2", "--parallel.virtual_stages=2"]),
+    "tensor 2 and pipeline 2": (4, ["--parallel.tensor=2", "--parallel.pipeline=2", "--parallel.sequence_parallel=true"]),
+    "tensor 2 and data 2": (4, ["--parallel.tensor=2"]),
+    "pipeline 2 and data 2": (4, ["--parallel.pipeline=2"]),
+    "pipeline 4": (4, ["--parallel.pipeline=4"]),
+    "tensor 2 and pipeline 2 and data 2": (8, ["--parallel.tensor=2", "--parallel.pipeline=2"]),
     "recompute selective": (1, ["--train.recompute=selective"]),
     "recompute full": (1, ["--train.recompute=full"]),
     "tensor 2, recompute full": (2, ["--parallel.tensor=2", "--train.recompute=full"]),
