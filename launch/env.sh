@@ -165,3 +165,6 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((_threads > 1 ? _threads : 1))}"
 export TOKENIZERS_PARALLELISM=false
 # Progress appears at once when the output goes to a file or a pipe (SLURM, tee).
 export PYTHONUNBUFFERED=1
+# One hardware queue: tensor parallelism starts a transfer before the matrix product that hides it, and the GPU must keep
+# that order (megatron-core warns without it).
+export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"

@@ -35,7 +35,6 @@ def train(run: TrainingRun, first_step: int) -> None:
     plan, engine, mesh, recorder = run.prepared.plan, run.engine, run.mesh, run.recorder
     seed = plan.config.run.seed
     stream = run.prepared.training_stream(mesh)
-    loss = None
     for step in range(first_step, plan.num_steps):
         recorder.start_step()
         micro_batches = stream.micro_batches(plan.step_batch(step))
@@ -45,12 +44,12 @@ def train(run: TrainingRun, first_step: int) -> None:
         totals = reduce_step_totals(losses, engine.local_gradients_finite(), step, mesh)
         update = engine.update(plan.learning_rate(step))
         recorder.end_step(step, totals, update)
-        loss, done = totals.loss, step + 1
+        done = step + 1
         if _due(done, plan.config.evaluation.interval_steps, plan.num_steps) and run.prepared.validation is not None:
             held_out = evaluate(run.prepared, mesh, engine)
             recorder.evaluated(done, held_out, run.prepared.validation.unigram_entropy)
         if _due(done, plan.config.checkpoint.interval_steps, plan.num_steps):
-            _save(run, done, loss)
+            _save(run, done, totals.loss)
 
 
 def _due(done: int, interval: int, num_steps: int) -> bool:

@@ -17,18 +17,18 @@ from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, run_arguments
 
 
-def poisoned_step(what: str, bad_rank: int, precision: str) -> tuple[str, bool]:
+def poisoned_step(what: str, bad_rank: int, precision: str, zero_stage: int = 1) -> tuple[str, bool]:
     """One step with a number that is not finite on one rank: the error's text, and whether any weight changed."""
-    plan = small_plan(2, [f"--train.precision={precision}"])
+    plan = small_plan(2, [f"--train.precision={precision}", f"--parallel.zero_stage={zero_stage}"])
     mesh = build_mesh(1, 1)
     engine = build_engine(plan, mesh)
     before = {name: value.clone() for name, value in engine.model_state().items()}
     batches = micro_batches(plan, 0, mesh.data_rank, False)
+    if mesh.rank == bad_rank and what == "gradient":
+        engine.named_parameters["layers.1.mlp.up.weight"].register_hook(lambda gradient: gradient * float("inf"))
     losses = engine.forward_backward(batches, 1e-3, dropout_seed(7, 0, 0))
     if mesh.rank == bad_rank and what == "loss":
         losses[0] = losses[0]._replace(sum=torch.tensor(float("nan")))
-    if mesh.rank == bad_rank and what == "gradient":
-        engine.gradient(next(iter(engine.named_parameters.values()))).view(-1)[3] = float("inf")
     message = ""
     try:
         reduce_step_totals(losses, engine.local_gradients_finite(), 41, mesh)
@@ -43,6 +43,15 @@ def poisoned_step(what: str, bad_rank: int, precision: str) -> tuple[str, bool]:
 def test_not_finite_stops_every_rank_before_the_update(what: str, precision: str) -> None:
     for message, changed in run_ranks(2, poisoned_step, what, 1, precision):
         assert message.startswith(f"TrainingError: the {what} of step 42 is not finite on rank 1; training stopped")
+        assert not changed
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_gradient_that_is_not_finite_stops_every_zero_stage(zero_stage: int) -> None:
+    """ZeRO 2 and 3 hold reduced shards, so the ranks named are those whose shard is bad."""
+    results = run_ranks(2, poisoned_step, "gradient", 1, "fp32", zero_stage)
+    for message, changed in results:
+        assert message.startswith("TrainingError: the gradient of step 42 is not finite on rank ")
         assert not changed
 
 

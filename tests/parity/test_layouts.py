@@ -30,7 +30,10 @@ LAYOUTS = {
     "pipeline 2": (2, ["--parallel.pipeline=2"]),
     "pipeline 2, ZeRO 0": (2, ["--parallel.pipeline=2", "--parallel.zero_stage=0"]),
     "pipeline 2 interleaved": (2, ["--parallel.pipeline=2", "--parallel.virtual_stages=2"]),
-    "tensor 2 and pipeline 2": (4, ["--parallel.tensor=2", "--parallel.pipeline=2", "--parallel.sequence_parallel=true"]),
+    "tensor 2 and pipeline 2": (
+        4,
+        ["--parallel.tensor=2", "--parallel.pipeline=2", "--parallel.sequence_parallel=true"],
+    ),
     "tensor 2 and data 2": (4, ["--parallel.tensor=2"]),
     "pipeline 2 and data 2": (4, ["--parallel.pipeline=2"]),
     "pipeline 4": (4, ["--parallel.pipeline=4"]),
