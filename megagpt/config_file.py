@@ -245,7 +245,8 @@ def _flatten(tables: dict[str, Any], origin: str, problems: list[str]) -> dict[s
                 else:
                     near = nearest(field, list(section.model_fields))
                     offers = [f"{name}.{found}" for found in near] or [k for k in keys if k.endswith(f".{field}")]
-                    problems.append(f"unknown key {key} ({origin}){_offer(offers)}")
+                    there_are = f"; the keys of [{name}] are {', '.join(section.model_fields)}" if not offers else ""
+                    problems.append(f"unknown key {key} ({origin}){_offer(offers)}{there_are}")
     return values
 
 

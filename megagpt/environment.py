@@ -66,6 +66,27 @@ def _release(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def check_wandb_login() -> None:
+    """Raise ConfigError where no Weights & Biases login can be found: `wandb.init` would ask, or fail, much later.
+
+    Looks where wandb does: its variables, the netrc file (an entry for any machine counts: wandb's server can be one's
+    own) and its settings file. Needs no network, and does not import wandb.
+    """
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return
+    home = Path.home()
+    settings = Path(os.environ.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb") / "settings"
+    named = os.environ.get("NETRC")
+    files = [Path(named).expanduser()] if named else [home / ".netrc", home / "_netrc"]
+    for path, word in [(settings, "api_key"), *((file, "machine") for file in files)]:
+        if path.is_file() and word in path.read_text(encoding="utf-8", errors="replace"):
+            return
+    raise ConfigError(
+        'log.wandb = "online" needs a Weights & Biases login, and there is none: run `wandb login`, set WANDB_API_KEY, '
+        'or use log.wandb = "offline"'
+    )
+
+
 def optional_packages() -> list[Package]:
     """apex, Transformer Engine, flash-attn and Triton, as `megagpt env` shows them."""
     return [

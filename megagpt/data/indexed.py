@@ -32,7 +32,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def dataset_files(prefix: str | Path) -> tuple[Path, Path, Path]:
-    """PREFIX.bin, PREFIX.idx and PREFIX.json."""
+    """PREFIX.bin, PREFIX.idx and PREFIX.json; the name of one of the first two stands for its prefix."""
+    prefix = str(prefix).removesuffix(".bin").removesuffix(".idx")
     return Path(f"{prefix}.bin"), Path(f"{prefix}.idx"), Path(f"{prefix}.json")
 
 
@@ -44,8 +45,8 @@ class IndexedDataset:
 
     def __init__(self, prefix: str | Path) -> None:
         """Raises DataError where a file is missing, damaged, truncated, or belongs to another dataset."""
-        self.prefix = str(prefix).removesuffix(".bin").removesuffix(".idx")
-        self.bin_path, self.idx_path, sidecar_path = dataset_files(self.prefix)
+        self.bin_path, self.idx_path, sidecar_path = dataset_files(prefix)
+        self.prefix = str(self.bin_path.with_suffix(""))
         for path in (self.idx_path, self.bin_path):
             if not path.is_file():
                 raise DataError(

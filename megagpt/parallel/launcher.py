@@ -11,3 +11,8 @@ def launched_world_size() -> int:
 def launched_rank() -> int:
     """This process's rank, from RANK; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
+
+
+def launched_local_rank() -> int:
+    """This process's rank among those of its machine, from LOCAL_RANK; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

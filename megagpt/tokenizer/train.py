@@ -76,13 +76,7 @@ def train_sentencepiece(texts: Iterable[str], output: str | Path, settings: Toke
     if not any(piece.strip() for piece in training):
         raise DataError("the corpus has no text to train a tokenizer on; name files with text")
     model = _train(training, settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(model)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    _write(path, model)
     held_out = sample.held_out if sample.training else []
     return _judge(
         SentencePieceTokenizer(path),
@@ -91,6 +85,22 @@ def train_sentencepiece(texts: Iterable[str], output: str | Path, settings: Toke
         corpus_bytes=sample.corpus_bytes,
         training_bytes=sample.training_bytes or sample.corpus_bytes,
     )
+
+
+def _write(path: Path, model: bytes) -> None:
+    """All or nothing. Raises DataError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(model)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the tokenizer cannot be written to {path}: {error.strerror}; free space there, or choose another output"
+        ) from error
 
 
 def _check_settings(path: Path, settings: TokenizerSettings) -> None:

@@ -6,44 +6,60 @@ starts, then training. What a configuration gets wrong is said before anything s
 
 import argparse
 import sys
+import time
 
 from rich.console import Console
 
-from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments
+from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments, unknown_argument
 from megagpt.config_file import load_config
-from megagpt.errors import CheckpointError, ConfigError, DataError, MegagptError
-from megagpt.parallel.launcher import launched_rank, launched_world_size
+from megagpt.errors import ConfigError, MegagptError
+from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
 
 _PIPE_WIDTH = 160
+_TURN_SECONDS = 5.0
+_USER_ERROR, _STOPPED, _INTERRUPTED = 2, 3, 130
 
 
 def main(argv: list[str]) -> int:
-    """Train; 0 when the run is complete, 2 after a user's error, 3 where training had to stop."""
+    """Train; 0 when the run is complete, 2 after a user's error, 3 where training had to stop, 130 interrupted."""
     rank = launched_rank()
     console = Console(quiet=rank != 0, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    status = _USER_ERROR
     try:
         own, config_arguments = split_arguments(argv)
-        options = _parser().parse_args([argument for argument in own if not argument.startswith("--local_rank")])
+        options, unknown = _parser().parse_known_args([word for word in own if not word.startswith("--local_rank")])
+        if unknown:
+            flags = [word for word in unknown if word.startswith("-")] or unknown
+            raise ConfigError([unknown_argument(word, ["--help"]) for word in flags])
         loaded = load_config(options.config, config_arguments)
 
         from megagpt.training.prepare import prepare_run
 
         prepared = prepare_run(loaded, launched_world_size())
-    except MegagptError as error:  # the same on every rank
-        if rank == 0:
-            _print_error(error, "")
-        return 2
-    from megagpt.training.session import describe_start, run_training
+        from megagpt.training.session import describe_start, run_training
 
-    try:
+        status = _STOPPED
         describe_start(prepared, console)
         run_training(prepared, console)
     except MegagptError as error:
-        # a shard that cannot be read is one rank's own trouble; what stops training is told to all, and said once
-        if rank == 0 or isinstance(error, CheckpointError | DataError):
-            _print_error(error, f"rank {rank}: " if rank else "")
-        return 3
+        _wait_for_turn(rank)
+        _print_error(error, f"rank {rank}: " if rank else "")
+        return status
+    except KeyboardInterrupt:
+        if rank == 0:
+            print("interrupted; the same command continues from the latest checkpoint", file=sys.stderr)
+        return _INTERRUPTED
     return 0
+
+
+def _wait_for_turn(rank: int) -> None:
+    """Let rank 0 speak for all: a launcher ends every rank as soon as the first one has ended.
+
+    Rank 0 does not wait, the first rank of another machine does, and the rest wait longer. A rank that is still there
+    after that has an error that nobody else has told.
+    """
+    if rank:
+        time.sleep(_TURN_SECONDS if launched_local_rank() == 0 else 2 * _TURN_SECONDS)
 
 
 def _print_error(error: MegagptError, prefix: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from megagpt.checkpoint.manifest import write_durably
 from megagpt.config import LogSection, RunConfig
 from megagpt.config_file import dump_toml
 from megagpt.errors import ConfigError
@@ -151,8 +152,8 @@ def open_sinks(folder: Path, config: RunConfig, first_step: int) -> list[Metrics
 
 
 def write_run_config(folder: Path, config: RunConfig) -> None:
-    """The resolved configuration, beside what it made."""
-    (folder / "config.toml").write_text(dump_toml(config), encoding="utf-8")
+    """The resolved configuration, beside what it made; the old one stays where the new one cannot be written."""
+    write_durably(folder / "config.toml", dump_toml(config))
 
 
 def _numbers(record: Record) -> dict[str, float]:

@@ -17,10 +17,12 @@ from megagpt.data.entropy import count_labels, unigram_entropy
 from megagpt.data.indexed import IndexedDataset, dataset_files
 from megagpt.data.samples import SampleIndex
 from megagpt.data.stream import BatchStream
-from megagpt.environment import check_apex, check_megatron
+from megagpt.environment import check_apex, check_megatron, check_wandb_login
 from megagpt.errors import CheckpointError, ConfigError
+from megagpt.parallel.launcher import launched_rank
 from megagpt.plan import RunPlan, make_plan
 from megagpt.tokenizer import Tokenizer, load_tokenizer
+from megagpt.training.run_folder import check_run_folder
 
 if TYPE_CHECKING:
     from megagpt.parallel.mesh import Mesh  # imports megatron-core, which takes seconds
@@ -81,6 +83,8 @@ def prepare_run(loaded: LoadedConfig, num_ranks: int) -> PreparedRun:
     check_apex()
     check_megatron()
     config = loaded.config
+    if config.log.wandb == "online" and launched_rank() == 0:  # the rank that logs in
+        check_wandb_login()
     missing = [
         f"{loaded.describe(key)}: training needs {what}"
         for key, what in (("tokenizer.path", "a tokenizer file"), ("data.path", "an indexed dataset"))
@@ -103,6 +107,8 @@ def prepare_run(loaded: LoadedConfig, num_ranks: int) -> PreparedRun:
     identity = _identity(plan, tokenizer, config.data.path)
     checkpoints = Path(config.run.folder) / "checkpoints"
     resume = _resume_from(loaded, plan, checkpoints, identity)
+    if resume is None or resume[1].step < plan.num_steps:  # a run that is complete writes nothing
+        check_run_folder(loaded, plan)
     return PreparedRun(plan, tokenizer, training, validation, identity, resume)
 
 

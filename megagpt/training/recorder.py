@@ -1,17 +1,27 @@
 """Turns the steps of a run into records: measures time, works out rates, and hands them to the sinks. Rank 0 writes."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 from megagpt.parallel.engine import UpdateResult
 from megagpt.plan import RunPlan
-from megagpt.training.metrics import EvaluationRecord, MetricsSink, StepRecord, perplexity
+from megagpt.training.metrics import EvaluationRecord, MetricsSink, Record, StepRecord, perplexity
 from megagpt.training.totals import StepTotals
 
 
 class Recorder:
     """Every rank makes one; those of other ranks than 0 have no sinks and write nothing."""
 
-    def __init__(self, plan: RunPlan, sinks: list[MetricsSink], peak_tflops: float | None) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        sinks: list[MetricsSink],
+        peak_tflops: float | None,
+        on_trouble: Callable[[str], None],
+    ) -> None:
+        """`on_trouble` is told where a sink cannot write, as on a full disk; the run goes on."""
+        self._on_trouble = on_trouble
         self._plan, self._sinks, self._peak_tflops = plan, sinks, peak_tflops
         self._steps = self._tokens = 0
         self._seconds = 0.0
@@ -47,17 +57,26 @@ class Recorder:
         )
         self._steps = self._tokens = 0
         self._seconds = 0.0
-        for sink in self._sinks:
-            sink.write(record)
+        self._write(record)
 
     def evaluated(self, step: int, totals: StepTotals, unigram_entropy: float) -> EvaluationRecord:
         """An evaluation after `step` updates."""
         record = EvaluationRecord(step, totals.loss, perplexity(totals.loss), unigram_entropy, totals.num_tokens)
-        for sink in self._sinks:
-            sink.write(record)
+        self._write(record)
         return record
 
     def close(self) -> None:
         """Write out all sinks."""
         for sink in self._sinks:
-            sink.close()
+            self._try(sink.close, "the last metrics could not be written")
+
+    def _write(self, record: Record) -> None:
+        for sink in self._sinks:
+            what = f"metrics of step {record.step} could not be written; training goes on"
+            self._try(partial(sink.write, record), what)
+
+    def _try(self, write: Callable[[], None], what: str) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._on_trouble(f"{what}: {error.strerror}; free space on the disk of run.folder")

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from megagpt.checkpoint.load import load_rank
+from megagpt.parallel.agree import on_every_rank
 from megagpt.parallel.mesh import build_mesh, destroy_mesh
 from megagpt.plan import RunPlan
 from megagpt.training.build import build_engine
@@ -34,28 +35,34 @@ def run_training(prepared: PreparedRun, console: Console) -> None:
     engine = build_engine(plan, mesh)
     if prepared.resume_from:
         folder, manifest = prepared.resume_from
-        state = load_rank(folder, manifest, mesh.rank, mesh.tensor_rank, mesh.pipeline_rank)
+        ranks = (mesh.rank, mesh.tensor_rank, mesh.pipeline_rank)
+        state = on_every_rank(lambda: load_rank(folder, manifest, *ranks), mesh)
         engine.load_state(state.model, state.optimizer)
-    sinks: list[MetricsSink] = []
-    if mesh.rank == 0:
-        prepared.folder.mkdir(parents=True, exist_ok=True)
-        write_run_config(prepared.folder, plan.config)
-        sinks = [
-            *open_sinks(prepared.folder, plan.config, first_step),
-            TerminalSink(console, plan.num_steps, first_step),
-        ]
+    sinks = on_every_rank(lambda: _open_sinks(prepared, console, first_step) if mesh.rank == 0 else [], mesh)
     name = device_name(mesh.device)
     peak = peak_tflops(name, plan.config.train.precision)
     if peak is None:
         console.print(
             f"no MFU: the dense {plan.config.train.precision} peak of {name} is not in the table", highlight=False
         )
-    recorder = Recorder(plan, sinks, peak)
+    recorder = Recorder(plan, sinks, peak, lambda trouble: _print_trouble(console, trouble))
     try:
         train(TrainingRun(prepared, mesh, engine, recorder, console), first_step)
     finally:
         recorder.close()
     destroy_mesh()
+
+
+def _open_sinks(prepared: PreparedRun, console: Console, first_step: int) -> list[MetricsSink]:
+    """Writes the run's configuration beside what it makes, and opens every place where records go. Rank 0 only."""
+    folder, plan = prepared.folder, prepared.plan
+    folder.mkdir(parents=True, exist_ok=True)
+    write_run_config(folder, plan.config)
+    return [*open_sinks(folder, plan.config, first_step), TerminalSink(console, plan.num_steps, first_step)]
+
+
+def _print_trouble(console: Console, trouble: str) -> None:
+    console.print(trouble, style="bold red", highlight=False, markup=False, soft_wrap=True)
 
 
 def describe_start(prepared: PreparedRun, console: Console) -> None:

@@ -96,7 +96,10 @@ def test_unknown_configuration(folder, name, message):
     ("text", "message"),
     [
         ("[trian]\nlr = 1.0\n", "unknown section trian (x.toml); did you mean train?"),
-        ("[train]\nlearning_rat = 1.0\n", "unknown key train.learning_rat (x.toml)"),
+        (
+            "[train]\nlearning_rat = 1.0\n",
+            "unknown key train.learning_rat (x.toml); the keys of [train] are tokens, ",
+        ),
         ("[train]\nwarmup_token = 1\n", "unknown key train.warmup_token (x.toml); did you mean train.warmup_tokens"),
         ("[train]\nnum_layers = 1\n", "unknown key train.num_layers (x.toml); did you mean model.num_layers?"),
         ("lr = 1.0\n", "unknown key lr (x.toml); did you mean train.lr?"),

@@ -56,6 +56,35 @@ def test_a_stray_folder_named_apex_is_refused(site: Path) -> None:
         environment.check_apex()
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder without any login."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_CONFIG_DIR", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_wandb_online_without_a_login_is_refused(home: Path) -> None:
+    with pytest.raises(ConfigError, match=r'log\.wandb = "online" needs a .* login, and there is none: run'):
+        environment.check_wandb_login()
+
+
+def test_every_wandb_login_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_API_KEY", "k" * 40)
+        environment.check_wandb_login()
+    netrc = "machine api.wandb.ai\n  login user\n  password secret\n"
+    for place, text in ((".netrc", netrc), ("_netrc", netrc), (".config/wandb/settings", "[default]\napi_key = k\n")):
+        (home / place).parent.mkdir(parents=True, exist_ok=True)
+        (home / place).write_text(text)
+        environment.check_wandb_login()
+        (home / place).unlink()
+    (home / "elsewhere").write_text(netrc)
+    monkeypatch.setenv("NETRC", str(home / "elsewhere"))
+    environment.check_wandb_login()
+
+
 def test_without_apex_nothing_is_wrong(site: Path) -> None:
     if environment.optional_packages()[0].installed:
         pytest.skip("apex is installed here")

@@ -77,6 +77,8 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert {"dev", "export", "gpu"} <= set(re.findall(r"^Provides-Extra: (\S+)$", text, re.MULTILINE))
     required = re.findall(r"^Requires-Dist: ([A-Za-z0-9_.-]+)", text, re.MULTILINE)
     assert {"torch", "numpy", "sentencepiece", "deepspeed", "megatron-core", "wandb", "pydantic"} <= set(required)
+    # exporting a SentencePiece tokenizer imports sentencepiece_model_pb2
+    assert re.search(r'^Requires-Dist: protobuf.*extra == "export"', text, re.MULTILINE)
     assert "apex" not in required  # PyPI's package of that name is unrelated
 
 

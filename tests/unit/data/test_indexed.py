@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megagpt.data.indexed import IndexedDataset, token_dtype
+from megagpt.data.indexed import IndexedDataset, dataset_files, token_dtype
 from megagpt.data.indexed_writer import IndexedWriter
 from megagpt.data.sidecar import FORMAT_VERSION, Sidecar, Source
 from megagpt.errors import DataError
@@ -61,6 +61,14 @@ def test_the_bytes_are_megatrons(tmp_path: Path, vocab_size: int, dtype: type) -
     write_with_megatron(tmp_path / "theirs", [[document] for document in DOCUMENTS], dtype)
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
+
+
+def test_a_file_of_the_dataset_stands_for_its_prefix(tmp_path: Path) -> None:
+    write(tmp_path / "ours", DOCUMENTS)
+    for suffix in ("", ".bin", ".idx"):
+        assert IndexedDataset(tmp_path / f"ours{suffix}").num_documents == len(DOCUMENTS)
+        names = ["ours.bin", "ours.idx", "ours.json"]
+        assert [path.name for path in dataset_files(tmp_path / f"ours{suffix}")] == names
 
 
 def test_megatron_opens_ours(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Sample corpora, from small packages made here: pinned, cached, atomic, and read as documented. No network."""
 
+import errno
 import hashlib
 import io
 import json
@@ -221,6 +222,18 @@ def test_the_cache_folder_follows_the_user(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
     assert cache_folder() == Path("/home/me/.cache/megagpt/corpora")
+
+
+def test_a_full_disk_is_told_and_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> dict[str, int]:
+        (tmp_path / f".c.jsonl.{os.getpid()}.partial").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sample_corpora, "_write_rows", fail)
+    (tmp_path / "c.jsonl").write_text("old")
+    with pytest.raises(DataError, match=r"c\.jsonl cannot be written: No space left on device; free space there"):
+        write_sample_corpora([], tmp_path / "c.jsonl", tmp_path / "cache")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

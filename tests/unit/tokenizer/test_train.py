@@ -1,6 +1,8 @@
 """Training: the same file every time, the settings asked for, the report, bounded samples, errors."""
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,17 @@ def test_no_text_and_a_wrong_name(tmp_path: Path) -> None:
         train_sentencepiece(["", " \n"], tmp_path / "t.model", TokenizerSettings(vocab_size=340))
     with pytest.raises(DataError, match=r"output .*t.json must end in .model"):
         train_sentencepiece(toy_texts(), tmp_path / "t.json", TokenizerSettings(vocab_size=340))
+
+
+def test_a_full_disk_leaves_the_old_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "t.model").write_text("old")
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(DataError, match=r"cannot be written to .*t\.model: No space left on device; free space there"):
+        train_sentencepiece(toy_texts(), tmp_path / "t.model", TokenizerSettings(vocab_size=340))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def test_every_layout_counts_the_same_tokens_and_loss(data: Path) -> None:
     for name, (num_ranks, extra) in LAYOUTS.items():
         for found, counted, _ in run_ranks(num_ranks, evaluated, [*base, *extra]):
             assert counted == num_tokens, name
-            assert found == pytest.approx(loss, rel=1e-6), name  # measured worst 8e-8
+            assert found == pytest.approx(loss, rel=1e-6), name
 
 
 def test_a_run_does_not_go_on_with_another_batch(data: Path, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Rates with a clock of our own: what counts as a step's time, over which steps rates go, and when a record is due."""
 
+import errno
+import os
+
 import pytest
 
 from megagpt.config_file import load_config
@@ -47,7 +50,7 @@ def clock(monkeypatch):
 def run_steps(clock, seconds: list[float], *arguments: str, gpus: int = 1, peak: float | None = None):
     plan = make_plan(load_config(None, [*SMALL, *arguments]), gpus, None)
     sink = ListSink()
-    recorder = Recorder(plan, [sink], peak)
+    recorder = Recorder(plan, [sink], peak, pytest.fail)
     for step, taken in enumerate(seconds):
         recorder.start_step()
         clock.now += taken
@@ -98,3 +101,28 @@ def test_evaluation(clock):
     assert sink.records == [record]
     recorder.close()
     assert sink.closed
+
+
+class FullDiskSink(ListSink):
+    def write(self, record) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_costs_a_record_and_not_the_run(clock):
+    plan = make_plan(load_config(None, SMALL), 1, None)
+    sink, troubles = ListSink(), []
+    recorder = Recorder(plan, [FullDiskSink(), sink], None, troubles.append)
+    recorder.start_step()
+    clock.now += 1
+    recorder.end_step(0, StepTotals(256.0, 64), UPDATE)
+    recorder.close()
+    assert [record.step for record in sink.records] == [1], "the other sinks go on"
+    assert sink.closed
+    assert troubles == [
+        "metrics of step 1 could not be written; training goes on: No space left on device; "
+        "free space on the disk of run.folder",
+        "the last metrics could not be written: No space left on device; free space on the disk of run.folder",
+    ]
