@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from megagpt import __version__
 from megagpt.config_text import nearest
-from megagpt.errors import ConfigError, MegagptError
+from megagpt.errors import ConfigError, MegagptError, no_rights
 
 USER_ERROR = 2
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         status = dispatch(arguments)
         sys.stdout.flush()
         return status
-    except MegagptError as error:
+    except (MegagptError, PermissionError) as raised:
+        error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
             print(f"error: {problem}", file=sys.stderr)
         return USER_ERROR

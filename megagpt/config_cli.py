@@ -65,7 +65,7 @@ def unknown_argument(argument: str, known: list[str]) -> str:
     """The message for an argument that a command does not know; `known` are its own flags, such as `--gpus`."""
     name = argument.partition("=")[0]
     flags = [*known, *(f"--{key}" for key in _keys())]
-    near = nearest(name, flags) or [flag for flag in flags if flag.endswith("." + name.lstrip("-"))][:2]
+    near = [flag for flag in flags if flag.endswith("." + name.lstrip("-"))][:2] or nearest(name, flags)
     return f"unknown argument {name} (command line)" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 

@@ -17,6 +17,11 @@ class ConfigError(MegagptError):
         super().__init__("\n".join(self.problems))
 
 
+def no_rights(error: PermissionError) -> ConfigError:
+    """What to say of a file or folder, wherever it was met, that this user may not use."""
+    return ConfigError(f"{error.filename} may not be used by this user ({error.strerror}); give it the rights")
+
+
 class DataError(MegagptError):
     """A corpus, tokenizer or dataset that is missing, damaged, or does not belong to this run."""
 

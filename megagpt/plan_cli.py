@@ -13,7 +13,7 @@ from rich.console import Console
 from megagpt.config import RunConfig
 from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments, unknown_argument
 from megagpt.config_file import load_config
-from megagpt.errors import ConfigError, MegagptError
+from megagpt.errors import ConfigError, MegagptError, no_rights
 from megagpt.plan import make_plan
 from megagpt.plan_report import print_plan
 
@@ -32,7 +32,8 @@ def run_plan_command(argv: list[str]) -> int:
             raise ConfigError([unknown_argument(argument, _FLAGS) for argument in flags])
         loaded = load_config(options.config, config_arguments)
         plan = make_plan(loaded, options.gpus, tokenizer_vocab_size(loaded.config), options.gpu_memory)
-    except MegagptError as error:
+    except (MegagptError, PermissionError) as raised:
+        error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
         console = Console(stderr=True)
         for problem in problems:

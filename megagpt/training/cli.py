@@ -12,7 +12,7 @@ from rich.console import Console
 
 from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments, unknown_argument
 from megagpt.config_file import load_config
-from megagpt.errors import ConfigError, MegagptError
+from megagpt.errors import ConfigError, MegagptError, no_rights
 from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
 
 _PIPE_WIDTH = 160
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
         status = _STOPPED
         describe_start(prepared, console)
         run_training(prepared, console)
-    except MegagptError as error:
+    except (MegagptError, PermissionError) as raised:
+        error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         _wait_for_turn(rank)
         _print_error(error, f"rank {rank}: " if rank else "")
         return status

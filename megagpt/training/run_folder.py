@@ -19,9 +19,9 @@ def check_run_folder(loaded: LoadedConfig, plan: RunPlan) -> None:
     Raises ConfigError or CheckpointError.
     """
     place = Path(loaded.config.run.folder)
-    while not place.exists():
-        place = place.parent
     try:
+        while not place.exists():
+            place = place.parent
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(bytes(_PROBE_BYTES))
             probe.flush()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from megagpt.training import prepare
+from megagpt.training.cli import main
 from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, run_arguments, train_rank
 
@@ -68,6 +70,18 @@ def test_a_rank_that_is_alone_with_its_error_tells_it(folder: Path) -> None:
     )
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: rank 1: dataset file nowhere.idx does not exist")
+
+
+def test_a_file_without_rights_is_an_error_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied", "secret/corpus.bin")
+
+    monkeypatch.setattr(prepare, "prepare_run", fail)
+    assert main(["gpt3-base"]) == 2
+    message = "error: secret/corpus.bin may not be used by this user (Permission denied); give it the rights\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_damaged_shard_of_one_rank_ends_both_with_one_line(folder: Path) -> None:

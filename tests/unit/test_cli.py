@@ -51,6 +51,16 @@ def test_arguments_after_the_verb_and_the_status_are_passed_on(monkeypatch: pyte
     assert seen == [["x.toml", "--train.lr", "1"]]
 
 
+def test_a_file_without_rights_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(argv: list[str]) -> int:
+        raise PermissionError(13, "Permission denied", argv[0])
+
+    offer(monkeypatch, main=fail)
+    assert cli.main(["plan", "secret/x.toml"]) == 2
+    message = "error: secret/x.toml may not be used by this user (Permission denied); give it the rights\n"
+    assert capsys.readouterr().err == message
+
+
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     printed = capsys.readouterr().out

@@ -94,7 +94,7 @@ def test_split_arguments():
     ],
 )
 def test_unknown_argument(argument, message):
-    assert unknown_argument(argument, ["--gpus"]) == message
+    assert unknown_argument(argument, ["--gpus", "--help"]) == message
 
 
 def test_help_lists_every_key_with_its_description_and_default():
