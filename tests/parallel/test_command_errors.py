@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from megagpt.errors import TrainingError
+from megagpt.parallel.agree import on_every_rank
+from megagpt.parallel.mesh import build_mesh
 from megagpt.training import prepare
 from megagpt.training.cli import main
 from tests.parallel.harness import run_ranks
@@ -82,6 +85,28 @@ def test_a_file_without_rights_is_an_error_line(
     assert main(["gpt3-base"]) == 2
     message = "error: secret/corpus.bin may not be used by this user (Permission denied); give it the rights\n"
     assert capsys.readouterr().err == message
+
+
+def share(bad_rank: int) -> str:
+    """What one rank gets of an action that fails on `bad_rank` as on a full disk (-1: on none)."""
+    mesh = build_mesh(1, 1)
+
+    def action() -> str:
+        if mesh.rank == bad_rank:
+            raise OSError(28, "No space left on device", "run/config.toml")
+        return f"done on {mesh.rank}"
+
+    try:
+        return on_every_rank(action, mesh)
+    except TrainingError as error:
+        return str(error)
+
+
+def test_what_one_rank_cannot_do_fails_on_all() -> None:
+    assert run_ranks(2, share, -1) == ["done on 0", "done on 1"]
+    message = "No space left on device: run/config.toml; free space or give this user rights there"
+    assert run_ranks(2, share, 1) == [f"rank 1: {message}"] * 2
+    assert run_ranks(2, share, 0) == [message] * 2
 
 
 def test_a_damaged_shard_of_one_rank_ends_both_with_one_line(folder: Path) -> None:
