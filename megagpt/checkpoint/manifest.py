@@ -111,12 +111,17 @@ def step_folder(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def file_record(path: Path) -> FileRecord:
-    """Size and hash of a file, read once."""
-    digest = hashlib.sha256()
+def hash_file(digest: "hashlib._Hash", path: Path) -> None:
+    """Add a file's bytes to a hash, a chunk at a time."""
     with path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
+
+
+def file_record(path: Path) -> FileRecord:
+    """Size and hash of a file, read once."""
+    digest = hashlib.sha256()
+    hash_file(digest, path)
     return FileRecord(path.stat().st_size, digest.hexdigest())
 
 

@@ -77,6 +77,7 @@ class Engine:
     ) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.mesh = mesh
+        self._replica = DeepSpeedMesh(mesh)
         self.zero_stage = int(deepspeed_config["zero_optimization"]["stage"])
         self._fp16 = "fp16" in deepspeed_config
         self._clip_grad = clip_grad
@@ -90,7 +91,7 @@ class Engine:
                 model=StageModule(chunks),
                 optimizer=optimizer,
                 config=deepspeed_config,
-                mpu=DeepSpeedMesh(mesh),
+                mpu=self._replica,
                 dist_init_required=False,
             )
         self.optimizer = self.deepspeed.optimizer
@@ -222,7 +223,7 @@ class Engine:
             if not is_copy and not getattr(parameter, "ds_pipe_replicated", False):
                 counted.append(self.gradient(parameter))
         total = torch.stack(torch._foreach_norm(counted)).square().sum()
-        dist.all_reduce(total, group=DeepSpeedMesh(self.mesh).get_model_parallel_group())
+        dist.all_reduce(total, group=self._replica.get_model_parallel_group())
         norm = float(total.sqrt())
         if 0 < self._clip_grad < norm:
             torch._foreach_mul_([self.gradient(p) for p in self.named_parameters.values()], self._clip_grad / norm)

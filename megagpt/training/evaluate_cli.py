@@ -16,6 +16,7 @@ from megagpt.checkpoint.read import find_checkpoint, read_manifest
 from megagpt.config import RunConfig
 from megagpt.config_file import load_config
 from megagpt.data.check import check_dataset
+from megagpt.data.cli import positive_int
 from megagpt.data.entropy import count_labels, unigram_entropy
 from megagpt.data.indexed import IndexedDataset
 from megagpt.data.samples import SampleIndex
@@ -102,13 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint folder or a run folder")
     parser.add_argument("--data", metavar="PREFIX", help="indexed dataset (default: the run's own data.path)")
     parser.add_argument("--split", choices=get_args(Split), default="valid", help="default: valid")
-    parser.add_argument("--max-samples", type=_positive, metavar="N", help="read the first N samples (default: all)")
-    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="sequences at a time (default: 8)")
+    parser.add_argument("--max-samples", type=positive_int, metavar="N", help="read the first N samples (default: all)")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=8, metavar="N", help="sequences at a time (default: 8)"
+    )
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value

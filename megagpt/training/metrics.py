@@ -68,12 +68,9 @@ class JsonlSink:
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
-        kept = []
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            temporary.rename(path)
+            write_durably(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megagpt.checkpoint.load import RunIdentity, check_belongs, latest_checkpoint
-from megagpt.checkpoint.manifest import CheckpointLayout, Manifest
+from megagpt.checkpoint.manifest import CheckpointLayout, Manifest, hash_file
 from megagpt.config_file import LoadedConfig
 from megagpt.data.check import check_dataset
 from megagpt.data.entropy import count_labels, unigram_entropy
@@ -167,7 +167,5 @@ def _data_fingerprint(data_path: str, split: tuple[float, float, float]) -> str:
     """sha256 of what decides the order of samples: every document's length (.idx), the size of .bin, the split."""
     bin_file, idx_file, _ = dataset_files(data_path)
     digest = hashlib.sha256(f"{bin_file.stat().st_size} {split}".encode())
-    with idx_file.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
+    hash_file(digest, idx_file)
     return digest.hexdigest()
