@@ -18,19 +18,23 @@ SPACE_MARK = "\u2581"
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model, BPE or unigram, ours or another's. Implements `Tokenizer`."""
+    """A SentencePiece model, BPE or unigram, ours or another's. Implements `Tokenizer`.
+
+    `model_bytes` is the file's content; `space_mark_ids` the three byte ids that stand for a U+2581 in the text, empty
+    where that is left to sentencepiece.
+    """
 
     kind = "sentencepiece"
 
     def __init__(self, path: str | Path) -> None:
         """Raises DataError where the file is damaged or has no end-of-document symbol."""
         self.path = str(path)
-        model = Path(path).read_bytes()
-        self.fingerprint = hashlib.sha256(model).hexdigest()
-        self.processor = _load(model, self.path)
+        self.model_bytes = Path(path).read_bytes()
+        self.fingerprint = hashlib.sha256(self.model_bytes).hexdigest()
+        self.processor = _load(self.model_bytes, self.path)
         self.vocab_size: int = self.processor.vocab_size()
         self.eod_id = _end_of_document_id(self.processor, self.path)
-        self._space_mark_ids = _space_mark_ids(self.processor)
+        self.space_mark_ids = _space_mark_ids(self.processor)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Raises DataError on a lone surrogate."""
@@ -38,7 +42,7 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """`encode` of each text on `num_threads` threads."""
-        marked = [number for number, text in enumerate(texts) if SPACE_MARK in text] if self._space_mark_ids else []
+        marked = [number for number, text in enumerate(texts) if SPACE_MARK in text] if self.space_mark_ids else []
         rows = self._encode_plain(list(texts), num_threads)
         for number in marked:
             rows[number] = self._encode_with_space_marks(texts[number])
@@ -67,7 +71,7 @@ class SentencePieceTokenizer:
     def _encode_with_space_marks(self, text: str) -> list[int]:
         ids: list[int] = []
         for part in re.split(f"({SPACE_MARK})", text):
-            ids += self._space_mark_ids if part == SPACE_MARK else self._encode_plain([part], 1)[0]
+            ids += self.space_mark_ids if part == SPACE_MARK else self._encode_plain([part], 1)[0]
         return ids
 
 
@@ -109,10 +113,10 @@ def _end_of_document_id(processor: sentencepiece.SentencePieceProcessor, path: s
     )
 
 
-def _space_mark_ids(processor: sentencepiece.SentencePieceProcessor) -> list[int]:
+def _space_mark_ids(processor: sentencepiece.SentencePieceProcessor) -> tuple[int, ...]:
     """Ids of U+2581's three bytes where the model keeps every text as it is; else none, as sentencepiece does."""
     probe = " \u00a0 a\u3000\uff21\t\n  b "
-    ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode("utf-8")]
+    ids = tuple(processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode("utf-8"))
     if not all(processor.is_byte(token_id) for token_id in ids) or processor.decode(processor.encode(probe)) != probe:
-        return []
+        return ()
     return ids

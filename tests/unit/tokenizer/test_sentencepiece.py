@@ -85,6 +85,8 @@ def test_what_the_tokenizer_says_of_itself(toy_tokenizer: SentencePieceTokenizer
     assert toy_tokenizer.eod_id == 1
     assert toy_tokenizer.fingerprint == hashlib.sha256(Path(toy_tokenizer.path).read_bytes()).hexdigest()
     assert toy_tokenizer.decode([toy_tokenizer.eod_id]) == ""
+    assert toy_tokenizer.model_bytes == Path(toy_tokenizer.path).read_bytes()
+    assert toy_tokenizer.space_mark_ids == tuple(toy_tokenizer.encode("▁"))
     assert load_tokenizer(Path(toy_tokenizer.path).parent).fingerprint == toy_tokenizer.fingerprint
 
 
@@ -119,6 +121,8 @@ def test_another_ones_model_is_encoded_as_sentencepiece_does(tmp_path: Path) -> 
     own = sentencepiece.SentencePieceProcessor(model_file=str(path))
     text = "  刘备▁the  quick fox，公民"
     assert tokenizer.encode(text) == own.encode(text)
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    assert tokenizer.space_mark_ids == ()
     assert tokenizer.eod_id == own.eos_id() == 2
     ids = [*own.encode("the quick 刘备"), tokenizer.eod_id, *own.encode("fox")]
     assert tokenizer.decode(ids) == "the quick 刘备 fox"
