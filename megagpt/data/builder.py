@@ -109,8 +109,10 @@ def build_dataset(
                 num_documents=writer.num_documents,
                 num_tokens=writer.num_tokens,
                 text_bytes=text_bytes,
-                sources=tuple(Source(file.path, file.size_bytes) for file in files),
+                num_characters=num_characters,
+                sources=tuple(Source(file.path, file.size_bytes, 0, 0, 0, 0) for file in files),
                 skipped=dict(reading.skipped),
+                shards=(),
             )
             writer.finish(sidecar.to_json())
     except OSError as error:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from megagpt.data.indexed import IndexedDataset, dataset_files, token_dtype
 from megagpt.data.indexed_writer import IndexedWriter
-from megagpt.data.sidecar import FORMAT_VERSION, Sidecar, Source
+from megagpt.data.sidecar import FORMAT_VERSION, Shard, Sidecar, Source, read_sidecar
 from megagpt.errors import DataError
 
+SOURCES = (Source("a.jsonl", 12, 3, 106, 9, 8), Source("-", None, 1, 1, 1, 1))
+SHARD = Shard(0, 0, 1, 7, 4, 107, 10, "a" * 32, "b" * 32)
 DOCUMENTS = [[5, 6, 7, 1], [1], [65, 2, 1], list(range(2, 100)) + [1]]
 
 
@@ -35,8 +37,10 @@ def sidecar_of(writer: IndexedWriter) -> Sidecar:
         num_documents=writer.num_documents,
         num_tokens=writer.num_tokens,
         text_bytes=10,
-        sources=(Source("a.jsonl", 12), Source("-", None)),
+        num_characters=9,
+        sources=SOURCES,
         skipped={"not JSON": 2},
+        shards=(SHARD,),
     )
 
 
@@ -122,9 +126,34 @@ def test_the_sidecar_comes_back(tmp_path: Path) -> None:
     dataset = IndexedDataset(f"{tmp_path}/d.idx")
     assert dataset.sidecar is not None
     assert dataset.fingerprint == "f" * 64
-    assert dataset.sidecar.sources == (Source("a.jsonl", 12), Source("-", None))
+    assert dataset.sidecar.sources == SOURCES
+    assert dataset.sidecar.shards == (SHARD,)
     assert dataset.sidecar.skipped == {"not JSON": 2}
+    assert dataset.sidecar.num_characters == 9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.bin", "d.idx", "d.json"]
+
+
+def test_a_sidecar_of_version_1_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    old = {
+        "tokenizer_kind": "sentencepiece",
+        "fingerprint": "f" * 64,
+        "vocab_size": 1000,
+        "eod_id": 1,
+        "max_token_id": 65,
+        "num_documents": 4,
+        "num_tokens": 107,
+        "text_bytes": 10,
+        "sources": [{"path": "a.jsonl", "size_bytes": 12}],
+        "skipped": {"not JSON": 2},
+        "format_version": 1,
+    }
+    path.write_text(json.dumps(old))
+    sidecar = read_sidecar(path)
+    assert sidecar is not None
+    assert (sidecar.format_version, sidecar.num_characters, sidecar.shards) == (1, 0, ())
+    assert sidecar.sources == (Source("a.jsonl", 12, 0, 0, 0, 0),)
+    assert (sidecar.num_tokens, sidecar.skipped) == (107, {"not JSON": 2})
 
 
 def damage(path: Path, change: str) -> None:
@@ -168,8 +197,8 @@ def damage(path: Path, change: str) -> None:
         (".json", "{", r"d.json is damaged \(Expecting property name"),
         (".json", "{}", r"d.json is damaged \('format_version'\)"),
         (".json", "[1]", r"d.json is damaged \("),
-        (".json", '{"format_version": 9}', rf"d.json has format version 9; this program reads {FORMAT_VERSION}"),
-        (".json", '{"format_version": 1, "sources": [], "new": 1}', r"d.json is damaged \(.*'new'"),
+        (".json", '{"format_version": 9}', rf"d.json has format version 9; this program reads 1 to {FORMAT_VERSION}"),
+        (".json", '{"format_version": 2, "sources": [], "shards": [], "new": 1}', r"d.json is damaged \(.*'new'"),
     ],
 )
 def test_damage_is_found_on_opening(tmp_path: Path, suffix: str, change: str, message: str) -> None:
