@@ -12,6 +12,7 @@ megatron.core.datasets.indexed_dataset (0.16.1). Knows nothing of text, tokenize
 import os
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,8 +126,16 @@ class IndexedDataset:
             )
 
 
-def _read_index(path: Path) -> tuple[np.dtype, NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """dtype, sequence lengths [N], byte offsets [N] and document bounds [D+1], mapped from the file."""
+class IndexHeader(NamedTuple):
+    """What the beginning of an .idx says of it."""
+
+    dtype: np.dtype
+    num_sequences: int
+    num_documents: int
+
+
+def read_index_header(path: Path) -> IndexHeader:
+    """The header of the .idx in `path`. Raises DataError where it is none, damaged, or longer than the file."""
     size = os.path.getsize(path)
     with open(path, "rb") as stream:
         head = stream.read(HEADER.size)
@@ -147,6 +156,13 @@ def _read_index(path: Path) -> tuple[np.dtype, NDArray[np.int32], NDArray[np.int
         raise DataError(
             f"{path} is truncated: its header describes {expected} bytes, the file has {size}; copy it again or rebuild"
         )
+    return IndexHeader(np.dtype(_DTYPE_OF_CODE[code]), num_sequences, num_bounds - 1)
+
+
+def _read_index(path: Path) -> tuple[np.dtype, NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """dtype, sequence lengths [N], byte offsets [N] and document bounds [D+1], mapped from the file."""
+    dtype, num_sequences, num_documents = read_index_header(path)
+    num_bounds = num_documents + 1
     raw = np.memmap(path, mode="r")
     lengths = np.frombuffer(raw, dtype="<i4", count=num_sequences, offset=HEADER.size)
     pointers = np.frombuffer(raw, dtype="<i8", count=num_sequences, offset=HEADER.size + 4 * num_sequences)
@@ -154,4 +170,4 @@ def _read_index(path: Path) -> tuple[np.dtype, NDArray[np.int32], NDArray[np.int
     ordered = num_bounds > 0 and bounds[0] == 0 and bounds[-1] == num_sequences and bool(np.all(np.diff(bounds) >= 0))
     if not ordered or bool(np.any(lengths < 0)):
         raise DataError(f"{path} is damaged: its documents are not in order; copy it again or rebuild the dataset")
-    return np.dtype(_DTYPE_OF_CODE[code]), lengths, pointers, bounds
+    return dtype, lengths, pointers, bounds
