@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Literal, NamedTuple
 
-from megagpt.data.corpus_formats import FORMATS, BadDocument, DamagedFile, Reader, json_lines
+from megagpt.data.corpus_formats import FORMATS, BadDocument, DamagedFile, Reader, json_lines, utf8_bytes
 from megagpt.errors import DataError
 
 OnError = Literal["raise", "skip"]
@@ -120,7 +120,7 @@ def _file_documents(file: CorpusFile, text_key: str, on_error: OnError, report: 
     report.begin_file(None if file.path == STANDARD_INPUT else stream)
     try:
         for line, found in read(stream, text_key):
-            num_bytes = _utf8_bytes(found) if isinstance(found, str) else found
+            num_bytes = utf8_bytes(found) if isinstance(found, str) else found
             if isinstance(num_bytes, BadDocument):
                 _refuse(f"{place}:{line}: {num_bytes.message}", num_bytes.reason, on_error, report)
                 continue
@@ -132,18 +132,6 @@ def _file_documents(file: CorpusFile, text_key: str, on_error: OnError, report: 
         report.end_file(file.size_bytes or 0)
         if file.path != STANDARD_INPUT:
             stream.close()
-
-
-def _utf8_bytes(text: str) -> int | BadDocument:
-    try:
-        return len(text.encode("utf-8"))
-    except UnicodeEncodeError as error:
-        surrogate = f"U+{ord(text[error.start]):04X}"
-        return BadDocument(
-            "lone surrogate",
-            f"the text has a lone surrogate {surrogate} at character {error.start}, which is no character; "
-            "repair the line, or use --on-error skip",
-        )
 
 
 def _refuse(message: str, reason: str, on_error: OnError, report: ReadReport) -> None:

@@ -116,10 +116,11 @@ def _json_entries(lines: Iterable[bytes], text_key: str) -> Iterator[Entry]:
     for number, raw in enumerate(lines, start=1):
         raw = raw.removeprefix(_BOM) if number == 1 else raw
         if raw.strip():
-            yield number, _json_text(raw, text_key)
+            yield number, json_text(raw, text_key)
 
 
-def _json_text(raw: bytes, text_key: str) -> str | BadDocument:
+def json_text(raw: bytes, text_key: str) -> str | BadDocument:
+    """The text of one line of JSONL, its line end or not, or why there is none. A lone surrogate is not looked for."""
     try:
         row = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -136,6 +137,19 @@ def _json_text(raw: bytes, text_key: str) -> str | BadDocument:
         return _missing_key(text_key, list(row), "key")
     text = row[text_key]
     return text if isinstance(text, str) else _not_text(text_key, text)
+
+
+def utf8_bytes(text: str) -> int | BadDocument:
+    """The length of `text` in UTF-8, or what is wrong with it: a lone surrogate, which a JSON escape can hold."""
+    try:
+        return len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        surrogate = f"U+{ord(text[error.start]):04X}"
+        return BadDocument(
+            "lone surrogate",
+            f"the text has a lone surrogate {surrogate} at character {error.start}, which is no character; "
+            "repair the line, or use --on-error skip",
+        )
 
 
 def _missing_key(text_key: str, present: list[str], noun: str) -> BadDocument:
