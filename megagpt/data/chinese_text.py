@@ -29,7 +29,7 @@ _UNIFORM: dict[int, int | str] = {
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u061c\u180e\u200b\u200c\u200e\u200f\u202a-\u202e\u2060-\u206f"
     "\ue000-\uf8ff\ufdd0-\ufdef\ufeff\ufff9-\uffff\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
-    "|\u200d(?![\u2190-\u2bff\U0001f000-\U0001faff])"
+    "|\u200d(?![\u2194\u2195\u2600-\u27bf\u2b1b\U0001f300-\U0001faff])"
 )
 # What is left of text that was decoded wrongly: U+FFFD, private use, C1 controls, and GBK's reading of U+FFFD and of
 # uninitialised memory.

@@ -33,7 +33,7 @@ PROSE = "话说天下大势，分久必合，合久必分：周末七国分争�
         ("\ufeff零\u200b宽\u200d字\u2060符\u00ad\x00\x07\x1b\x7f\u202e", "零宽字符"),
         ("私\ue000用\U000f0001区\ufffd", "私用区"),
         ("葛\U000e0100城", "葛城"),  # selects a glyph of the same character
-        ("👩\u200d🚀", "👩\u200d🚀"),  # one emoji of two
+        ("👩\u200d🚀 甲\u200d乙\u200d①", "👩\u200d🚀 甲乙①"),  # one emoji of two; nothing to join
         ("e\u0301 豈", "é 豈"),  # composed; U+F900 is U+8C48
         ("", ""),
     ],
@@ -49,7 +49,7 @@ def test_nfkc_makes_punctuation_ascii_and_nfc_does_not() -> None:
 
 
 _ANY_TEXT = st.text(
-    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \t\n\r\u3000\u200d\u0301Ａ，👩\ufeff"))
+    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \t\n\r\u3000\u200d\u0301Ａ，👩\ufeff①🈁🄰"))
 )
 
 
