@@ -1,4 +1,4 @@
-"""Package metadata: what megagpt needs, its extras, the `megagpt` command, and the configurations that ship with it.
+"""Package metadata: what megagpt needs, its extras, native modules, the `megagpt` command, and shipped configurations.
 
 Ranges here say what the code needs; the exact versions that are tested stand in `constraints/cpu.txt`.
 """
@@ -6,7 +6,7 @@ Ranges here say what the code needs; the exact versions that are tested stand in
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
@@ -22,6 +22,7 @@ REQUIRES = [
     "pydantic-settings>=2.7",
     "pyarrow>=17",
     "zstandard>=0.23",
+    "xxhash>=3.5",
     "rich>=13",
     "tensorboard>=2.16",
     "wandb>=0.19",
@@ -44,6 +45,12 @@ EXTRAS = {
     "gpu": ["triton>=3.2; platform_system == 'Linux'"],
 }
 
+# megagpt/native/*.cpp of each module
+ENCODER_SOURCES = [
+    *("module", "encoder", "json_line", "model"),
+    *("normalizer", "charsmap", "bpe", "bpe_tables", "unigram", "trie"),
+]
+
 
 def read_version() -> str:
     """The version in megagpt/__init__.py, read as text: importing the package is not needed to install it."""
@@ -62,6 +69,18 @@ def config_files() -> list[tuple[str, list[str]]]:
     return list(folders.items())
 
 
+def native_module(name: str, sources: list[str]) -> Extension:
+    """A C++ module of megagpt/native. Optional: without a compiler the same is done in Python, slower."""
+    return Extension(
+        f"megagpt.native.{name}",
+        sources=[f"megagpt/native/{source}.cpp" for source in sources],
+        depends=[path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "megagpt/native").glob("*.h"))],
+        extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden"],
+        language="c++",
+        optional=True,
+    )
+
+
 setup(
     name="megagpt",
     version=read_version(),
@@ -71,7 +90,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megagpt", "megagpt.*"]),
+    package_data={"megagpt.native": ["*.pyi"]},
     data_files=config_files(),
+    ext_modules=[native_module("_encoder", ENCODER_SOURCES)],
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megagpt = megagpt.cli:main"]},

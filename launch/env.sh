@@ -1,5 +1,6 @@
 # Sourced by the other scripts (or run once, by itself): makes or reuses .venv in the repository root, installs megagpt with pinned versions, and
-# activates it. Quick when nothing changed: a stamp in .venv holds a hash of setup.py, constraints and Python's version.
+# activates it. Quick when nothing changed: a stamp in .venv holds a hash of setup.py, constraints, C++ sources and
+# Python's version.
 #
 # Variables that it reads:
 #   PYTHON             the Python (3.10 to 3.13) to make .venv with; default: the first of python3.12, 3.11, 3.10, python3
@@ -41,7 +42,7 @@ find_python() {
 # The hash that says whether the installed environment still fits.
 wanted_stamp() {
     {
-        cat "$MEGAGPT_ROOT/setup.py" "$MEGAGPT_ROOT"/constraints/*.txt
+        cat "$MEGAGPT_ROOT/setup.py" "$MEGAGPT_ROOT"/constraints/*.txt "$MEGAGPT_ROOT"/megagpt/native/*.{cpp,h}
         "$1" -c 'import sys; print(*sys.version_info[:2])'
         printf '%s %s\n' "$MEGAGPT_ROOT" "${TORCH_INDEX:-}"
     } | sha256sum | cut -d ' ' -f 1

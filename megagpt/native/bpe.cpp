@@ -1,0 +1,208 @@
+#include "bpe.h"
+
+#include <algorithm>
+#include <cstring>
+#include <queue>
+
+#include "bpe_hash.h"
+#include "utf8.h"
+
+namespace megagpt {
+namespace {
+
+constexpr size_t kShort = 32;  // symbols up to which a segment is merged by looking at every pair each time
+
+}  // namespace
+
+// Joins until nothing can be joined; returns how many symbols are left. Quadratic, for short segments.
+size_t Bpe::merge_short(uint32_t* symbols, size_t length) const {
+    uint32_t joined[kShort];
+    for (size_t place = 0; place + 1 < length; ++place) joined[place] = join(symbols[place], symbols[place + 1]);
+    while (length > 1) {
+        size_t best = 0;
+        for (size_t place = 1; place + 1 < length; ++place) {
+            if (before(joined[place], joined[best])) best = place;
+        }
+        if (joined[best] == kNone) break;
+        symbols[best] = joined[best];
+        --length;
+        for (size_t place = best + 1; place < length; ++place) {
+            symbols[place] = symbols[place + 1];
+            joined[place - 1] = joined[place];
+        }
+        if (best > 0) joined[best - 1] = join(symbols[best - 1], symbols[best]);
+        if (best + 1 < length) joined[best] = join(symbols[best], symbols[best + 1]);
+    }
+    return length;
+}
+
+// The same with a heap: n log n for a run of n symbols.
+size_t Bpe::merge_long(uint32_t* symbols, size_t length) const {
+    struct Candidate {
+        uint32_t joined;
+        size_t left, right;
+        uint32_t left_symbol, right_symbol;
+    };
+    const size_t none = length;
+    std::vector<size_t> previous(length), next(length);
+    auto later = [this](const Candidate& one, const Candidate& other) {
+        return before(other.joined, one.joined) || (!before(one.joined, other.joined) && one.left > other.left);
+    };
+    std::vector<Candidate> first;
+    for (size_t place = 0; place < length; ++place) {
+        previous[place] = place == 0 ? none : place - 1;
+        next[place] = place + 1;  // the last has `none`
+        if (place + 1 == length) continue;
+        const uint32_t joined = join(symbols[place], symbols[place + 1]);
+        if (joined != kNone) first.push_back({joined, place, place + 1, symbols[place], symbols[place + 1]});
+    }
+    std::priority_queue<Candidate, std::vector<Candidate>, decltype(later)> queue(later, std::move(first));
+    auto offer = [&](size_t left, size_t right) {
+        if (left == none || right == none) return;
+        const uint32_t joined = join(symbols[left], symbols[right]);
+        if (joined != kNone) queue.push({joined, left, right, symbols[left], symbols[right]});
+    };
+    while (!queue.empty()) {
+        const Candidate top = queue.top();
+        queue.pop();
+        if (symbols[top.left] != top.left_symbol || symbols[top.right] != top.right_symbol) continue;
+        if (next[top.left] != top.right) continue;
+        symbols[top.left] = top.joined;
+        symbols[top.right] = kNone;
+        next[top.left] = next[top.right];
+        if (next[top.left] != none) previous[next[top.left]] = top.left;
+        offer(previous[top.left], top.left);
+        offer(top.left, next[top.left]);
+    }
+    size_t left = 0;
+    for (size_t place = 0; place != none; place = next[place]) symbols[left++] = symbols[place];
+    return left;
+}
+
+template <typename Id>
+inline void Bpe::put_unknown(uint32_t code_point, State& state, IdBuffer<Id>& ids) const {
+    if (!byte_fallback_) {
+        if (!state.after_unknown) ids.put(unknown_id_);  // a run of unknown characters is one token
+        state.after_unknown = true;
+        return;
+    }
+    if (code_point < 0x80) {
+        ids.put(byte_ids_[code_point]);
+    } else if (code_point < 0x800) {
+        ids.put(byte_ids_[0xC0 | code_point >> 6]);
+        ids.put(byte_ids_[0x80 | (code_point & 0x3F)]);
+    } else if (code_point < 0x10000) {
+        ids.put(byte_ids_[0xE0 | code_point >> 12]);
+        ids.put(byte_ids_[0x80 | (code_point >> 6 & 0x3F)]);
+        ids.put(byte_ids_[0x80 | (code_point & 0x3F)]);
+    } else {
+        ids.put(byte_ids_[0xF0 | code_point >> 18]);
+        ids.put(byte_ids_[0x80 | (code_point >> 12 & 0x3F)]);
+        ids.put(byte_ids_[0x80 | (code_point >> 6 & 0x3F)]);
+        ids.put(byte_ids_[0x80 | (code_point & 0x3F)]);
+    }
+}
+
+template <typename Id>
+inline void Bpe::put(uint32_t symbol, State& state, IdBuffer<Id>& ids) const {
+    const int id = id_of_symbol_[symbol];
+    if (id < 0) return put_unknown(character_of_symbol_[symbol], state, ids);
+    ids.put(id);
+    state.after_unknown = false;
+}
+
+template <typename Id>
+inline void Bpe::flush(State& state, IdBuffer<Id>& ids) const {
+    uint32_t* symbols = state.segment.data();
+    size_t length = state.length;
+    state.length = 0;
+    if (length == 1) return put(symbols[0], state, ids);
+    if (length == 2) {
+        const uint32_t joined = join(symbols[0], symbols[1]);
+        if (joined != kNone) return put(joined, state, ids);
+    } else if (length > 2) {
+        length = length <= kShort ? merge_short(symbols, length) : merge_long(symbols, length);
+    }
+    for (size_t place = 0; place < length; ++place) put(symbols[place], state, ids);
+}
+
+// A character of `length` bytes with a mark, at the start of `rest`; returns the bytes read, 0 where more text is
+// needed.
+template <typename Id>
+size_t Bpe::put_mark(uint32_t mark, std::string_view rest, size_t length, bool last, State& state,
+                     IdBuffer<Id>& ids) const {
+    if ((mark & kUnknown) != 0) {
+        put_unknown(mark & ~kUnknown, state, ids);
+        return length;
+    }
+    if (mark == kSpaceMark) {
+        for (int id : space_mark_ids_) ids.put(id);
+        state.after_unknown = false;
+        return length;
+    }
+    if ((mark & kSymbolStart) == 0) {
+        ids.put(static_cast<int>(mark & ~kKnown));
+        state.after_unknown = false;
+        return length;
+    }
+    if (!last && rest.size() < longest_user_symbol_) return 0;
+    const Start& start = starts_[mark & ~kSymbolStart];
+    for (const UserSymbol& symbol : start.symbols) {
+        if (rest.substr(0, symbol.text.size()) == symbol.text) {
+            ids.put(symbol.id);
+            state.after_unknown = false;
+            return symbol.text.size();
+        }
+    }
+    if (start.otherwise >= kMarks) return put_mark(start.otherwise, rest, length, last, state, ids);
+    state.segment[0] = start.otherwise;
+    state.length = 1;
+    return length;
+}
+
+template <typename Id>
+size_t Bpe::encode(std::string_view text, bool last, State& state, IdBuffer<Id>& ids) const {
+    if (state.segment.size() < state.length + text.size() + 1) state.segment.resize(state.length + text.size() + 1);
+    const auto* begin = reinterpret_cast<const unsigned char*>(text.data());
+    const auto* end = begin + text.size();
+    const unsigned char* at = begin;
+    const uint32_t* plane = basic_plane_.data();
+    uint32_t* segment = state.segment.data();
+    while (at < end) {
+        uint32_t symbol;
+        size_t length = 1;
+        if (at[0] < 0x80) {
+            symbol = plane[at[0]];
+        } else if (at[0] >= 0xE0 && at[0] < 0xF0 && (at[1] & 0xC0) == 0x80 && (at[2] & 0xC0) == 0x80) {
+            const uint32_t character = (at[0] & 0x0Fu) << 12 | (at[1] & 0x3Fu) << 6 | (at[2] & 0x3Fu);
+            if (character < 0x800 || (character >= 0xD800 && character < 0xE000)) return kInvalid;
+            symbol = plane[character];
+            length = 3;
+        } else {
+            const std::string_view rest(reinterpret_cast<const char*>(at), static_cast<size_t>(end - at));
+            length = valid_length(rest);
+            if (length == 0) {
+                if (!last && rest.size() < announced_length(rest[0])) break;
+                return kInvalid;
+            }
+            symbol = symbol_of(code_point(rest.data(), length));
+        }
+        if (symbol < kMarks) {
+            if (state.length > 0 && !neighbours(segment[state.length - 1], symbol)) flush(state, ids);
+            segment[state.length++] = symbol;
+        } else {
+            flush(state, ids);
+            const std::string_view rest(reinterpret_cast<const char*>(at), static_cast<size_t>(end - at));
+            length = put_mark(symbol, rest, length, last, state, ids);
+            if (length == 0) break;
+        }
+        at += length;
+    }
+    if (last) flush(state, ids);
+    return static_cast<size_t>(at - begin);
+}
+
+template size_t Bpe::encode<uint16_t>(std::string_view, bool, State&, IdBuffer<uint16_t>&) const;
+template size_t Bpe::encode<int32_t>(std::string_view, bool, State&, IdBuffer<int32_t>&) const;
+
+}  // namespace megagpt
