@@ -118,8 +118,9 @@ class NativeEncoder:
         size = payload.stop - payload.start
         return BadDocument(
             "unreadable long line",
-            f"the line of {size} bytes is no JSON object with a text under {self._text_key!r} (in a line this "
-            "long the key must stand once and plainly, the text without lone surrogates); repair it, or use --on-error skip",
+            f"the line of {size} bytes is no JSON object with a text under {self._text_key!r} (in a "
+            "line this long the key must stand once and plainly, and no lone surrogate in the text); repair it, or use "
+            "--on-error skip",
         )
 
     def _long_text(self, payload: LongText) -> Encoded:
