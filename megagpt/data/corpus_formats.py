@@ -3,17 +3,15 @@
 A reader raises DamagedFile where the rest of the file cannot be read. Nothing here knows paths or what to do on errors.
 """
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
+from megagpt.data.sources_decompress import DamagedStream, gzip_pieces, zstd_pieces
 from megagpt.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
-_COMPRESSED_CHUNK_BYTES = 1 << 16
 _PARQUET_ROWS = 256  # held at once
 
 
@@ -44,27 +42,12 @@ def json_lines(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
 
 def json_lines_gz(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
     """JSONL in gzip, one or several members."""
-    line = 0
-    with gzip.GzipFile(fileobj=stream) as plain:
-        try:
-            for line, found in _json_entries(plain, text_key):
-                yield line, found
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise _damage("gzip", line, str(error)) from error
+    return _compressed_entries("gzip", gzip_pieces(stream), text_key)
 
 
 def json_lines_zst(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
     """JSONL in Zstandard, one or several frames."""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise DataError("reading .zst files needs the package zstandard; pip install zstandard") from error
-    line = 0
-    try:
-        for line, found in _json_entries(_lines(_zst_chunks(stream)), text_key):
-            yield line, found
-    except (EOFError, zstandard.ZstdError) as error:
-        raise _damage("zstd", line, str(error)) from error
+    return _compressed_entries("zstd", zstd_pieces(stream), text_key)
 
 
 def plain_text(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
@@ -98,7 +81,7 @@ def parquet(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
                 row += 1
                 yield row, value if isinstance(value, str) else _not_text(text_key, value)
     except (pyarrow.ArrowException, OSError) as error:
-        raise _damage("parquet", row, str(error)) from error
+        raise damaged("parquet", row, str(error)) from error
 
 
 FORMATS: Mapping[str, Reader] = MappingProxyType(
@@ -110,6 +93,15 @@ FORMATS: Mapping[str, Reader] = MappingProxyType(
         ".parquet": parquet,
     }
 )
+
+
+def _compressed_entries(form: str, pieces: Iterator[bytes], text_key: str) -> Iterator[Entry]:
+    line = 0
+    try:
+        for line, found in _json_entries(_lines(pieces), text_key):
+            yield line, found
+    except DamagedStream as damage:
+        raise damaged(form, line, str(damage)) from damage
 
 
 def _json_entries(lines: Iterable[bytes], text_key: str) -> Iterator[Entry]:
@@ -176,30 +168,14 @@ def _invalid_utf8(error: UnicodeDecodeError, noun: str) -> BadDocument:
     )
 
 
-def _damage(form: str, last_good_line: int, detail: str) -> DamagedFile:
+def damaged(form: str, last_good_line: int, detail: str) -> DamagedFile:
+    """The error for a file of a compressed form (such as gzip) that is whole up to a line; `detail` is the reason."""
     detail = detail.strip().splitlines()[0] if detail.strip() else "it ends too early"
     return DamagedFile(
         f"damaged {form} file",
         f"the {form} data is truncated or damaged after line {last_good_line} ({detail}); copy the file again, "
         "or use --on-error skip",
     )
-
-
-def _zst_chunks(stream: BinaryIO) -> Iterator[bytes]:
-    """Decompressed chunks; raises EOFError where the last frame is not complete (zstandard's own reader does not)."""
-    import zstandard
-
-    frame = None
-    while data := stream.read(_COMPRESSED_CHUNK_BYTES):
-        while data:
-            if frame is None:
-                frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-            yield frame.decompress(data)
-            data = frame.unused_data if frame.eof else b""
-            if frame.eof:
-                frame = None
-    if frame is not None:
-        raise EOFError("the last frame is not complete")
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

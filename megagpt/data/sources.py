@@ -10,6 +10,7 @@ from pathlib import Path
 from megagpt.data.corpus import STANDARD_INPUT, CorpusFile
 from megagpt.data.corpus_formats import BadDocument, DamagedFile
 from megagpt.data.sources_plain import count_lines, plain_chunks, text_chunks
+from megagpt.data.sources_streams import compressed_chunks, input_chunks, lines_before
 from megagpt.data.sources_types import (
     CHUNK_BYTES,
     LONG_LINE_BYTES,
@@ -42,6 +43,8 @@ __all__ = [
     "place_of",
 ]
 
+_COMPRESSED = (".gz", ".zst")
+
 
 def chunks(
     file: CorpusFile,
@@ -61,15 +64,20 @@ def chunks(
     Raises DataError where the file may not be read or has changed since it was listed, and DamagedFile, after the
     chunks of all that is whole, where the rest of a file cannot be read.
     """
+    if file.path == STANDARD_INPUT:
+        return input_chunks(number, start, stop, spool, sizes)
     if file.path.endswith(".txt"):
         return text_chunks(file, number, start, sizes)
+    if file.path.endswith(_COMPRESSED):
+        return compressed_chunks(file, number, start, stop, spool, sizes)
     assert file.path.endswith(".jsonl"), file
     return plain_chunks(file, number, start, stop, sizes)
 
 
 def line_of(file: CorpusFile, position: int) -> int:
     """The 1-based line (row of a table) that position `position` of a stored file is in; reads up to there."""
-    return count_lines(file, position) + 1
+    count = lines_before if file.path.endswith(_COMPRESSED) else count_lines
+    return count(file, position) + 1
 
 
 def place_of(file: CorpusFile, chunk: Chunk, payload: Payload, position: int) -> str:

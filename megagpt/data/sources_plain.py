@@ -29,9 +29,9 @@ def plain_chunks(
     """
     assert sizes.chunk_bytes <= sizes.long_line_bytes, sizes
     path = Path(file.path)
-    descriptor = _open(file)
+    descriptor = open_stored(file)
     try:
-        size = _checked_size(descriptor, file)
+        size = stored_size(descriptor, file)
         end = size if stop is None else _line_start(descriptor, file, stop)
         here = _line_start(descriptor, file, start)
         while here < end:
@@ -60,7 +60,7 @@ def text_chunks(file: CorpusFile, number: int, start: int = 0, sizes: Sizes = SI
 
 def count_lines(file: CorpusFile, stop: int) -> int:
     """How many lines end before byte `stop` of a stored file."""
-    descriptor = _open(file)
+    descriptor = open_stored(file)
     try:
         blocks = range(0, stop, _SCAN_BYTES)
         return sum(os.pread(descriptor, min(_SCAN_BYTES, stop - at), at).count(b"\n") for at in blocks)
@@ -87,16 +87,20 @@ def _load_text(file: CorpusFile, short_bytes: int) -> Payload:
     return Texts(content, np.array([0, len(content)], dtype=np.int64))
 
 
-def _open(file: CorpusFile) -> int:
+def open_stored(file: CorpusFile) -> int:
+    """A descriptor of the file, which the caller closes; raises DataError where it may not be read."""
     try:
         return os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError as error:
         raise DataError(f"corpus file {file.path} may not be read by this user; change its permissions") from error
     except FileNotFoundError as error:
         raise DataError(f"corpus file {file.path} is gone; it was there when this run listed its input") from error
+    except OSError as error:
+        raise DataError(f"corpus file {file.path} cannot be opened ({error.strerror})") from error
 
 
-def _checked_size(descriptor: int, file: CorpusFile) -> int:
+def stored_size(descriptor: int, file: CorpusFile) -> int:
+    """The file's size; raises DataError where it is not what it was when the file was listed."""
     size = os.fstat(descriptor).st_size
     if size != file.size_bytes:
         raise _changed(file, size)
@@ -112,9 +116,9 @@ def _changed(file: CorpusFile, size: int) -> DataError:
 
 def _read(file: CorpusFile, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of a file whose size is still that of the listing."""
-    descriptor = _open(file)
+    descriptor = open_stored(file)
     try:
-        size = _checked_size(descriptor, file)
+        size = stored_size(descriptor, file)
         content = os.pread(descriptor, stop - start, start)
         while len(content) < stop - start:  # some file systems give less than was asked for
             more = os.pread(descriptor, stop - start - len(content), start + len(content))
