@@ -1,66 +1,69 @@
 """From a corpus to an indexed dataset. In: corpus files and a tokenizer. Out: PREFIX.bin, .idx and .json, and a report.
 
-Each document becomes its token ids and the end-of-document id. Memory is bounded by one batch of documents and by the
-longest document. Never imports torch.
+Each document becomes its token ids and the end-of-document id. Threads take chunks of the input, encode them, and
+append the results in order; what a shard of input became is committed with a journal line, so that a build that was
+stopped in any way goes on where it was, to the same bytes. Memory is bounded. Never imports torch.
 """
 
 import errno
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from megagpt.data.corpus import Document, OnError, ReadReport, corpus_files, read_documents
-from megagpt.data.indexed import dataset_files, token_dtype
-from megagpt.data.indexed_writer import IndexedWriter
-from megagpt.data.sidecar import Sidecar, Source
+from megagpt.data.build_finish import (
+    discard,
+    flush_folder,
+    publish,
+    sidecar_of,
+    write_index_of,
+    write_sidecar,
+)
+from megagpt.data.build_input import Encoding, Reading, with_sample, work
+from megagpt.data.build_report import (
+    BuildProgress,
+    BuildReport,
+    Written,
+    disk_full,
+    in_words,
+    no_documents,
+    skipped_lines,
+)
+from megagpt.data.build_resume import (
+    Position,
+    changed_inputs,
+    check_same_request,
+    input_state,
+    position_after,
+    verify_written,
+)
+from megagpt.data.commit import run_in_order
+from megagpt.data.corpus import CorpusFile, OnError, corpus_files
+from megagpt.data.encoders import Engine, make_engine
+from megagpt.data.indexed import token_dtype
+from megagpt.data.journal import Committed, Finish, Journal, Plan, Record, Share
+from megagpt.data.shard_writer import BuildFiles, Done, ShardWriter, build_files
+from megagpt.data.sources import SIZES, FileRange, Sizes
 from megagpt.errors import DataError
 from megagpt.tokenizer.protocol import Tokenizer
 
-_BATCH_TEXT_BYTES = 1 << 20
-_BATCH_DOCUMENTS = 4096
-EMPTY_TEXT = "empty text"
+__all__ = ["SHARD_BYTES", "BuildProgress", "BuildReport", "build_dataset", "task_output"]
+
+SHARD_BYTES = 64 << 20  # of input content
+_AHEAD_PER_WORKER = 3  # chunks taken and not committed
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
-class BuildProgress(NamedTuple):
-    """How far a build has come. `input_bytes` is None where the size of the input is not known (standard input)."""
-
-    input_bytes_read: int
-    input_bytes: int | None
-    num_documents: int
-    num_tokens: int
+def task_output(output: str | Path, task: int, num_tasks: int) -> str:
+    """The prefix that task `task` (from 0) of `num_tasks` writes; `output` itself where there is one task."""
+    return str(output) if num_tasks == 1 else f"{output}.task-{task:05d}-of-{num_tasks:05d}"
 
 
-class BuildReport(NamedTuple):
-    """A finished build. Tokens include the end-of-document ids; `skipped` counts documents left out, by reason."""
-
-    prefix: str
-    num_documents: int
-    num_tokens: int
-    text_bytes: int
-    num_characters: int
-    max_token_id: int
-    dtype: str
-    bin_bytes: int
-    seconds: float
-    skipped: Mapping[str, int]
-    skipped_lines: list[str]
-
-    def lines(self) -> list[str]:
-        """The report in words."""
-        per_token = max(self.num_tokens - self.num_documents, 1)
-        return [
-            f"dataset        {self.prefix}.bin, .idx, .json ({self.bin_bytes / 1e6:.2f} MB of {self.dtype})",
-            f"documents      {self.num_documents}",
-            f"tokens         {self.num_tokens} with one end-of-document id each; largest id {self.max_token_id}",
-            f"text           {self.text_bytes / 1e6:.2f} MB, {self.num_characters / per_token:.3f} characters/token",
-            f"time           {self.seconds:.2f} s, {self.text_bytes / 1e6 / self.seconds:.1f} MB/s",
-            *self.skipped_lines,
-        ]
+def print_note(note: str) -> None:
+    """Say something to the user while a build goes on."""
+    print(note, file=sys.stderr)
 
 
 def build_dataset(
@@ -72,103 +75,254 @@ def build_dataset(
     workers: int = 1,
     overwrite: bool = False,
     on_progress: Callable[[BuildProgress], None] | None = None,
+    *,
+    restart: bool = False,
+    task: int = 0,
+    num_tasks: int = 1,
+    native: bool = True,
+    on_note: Callable[[str], None] = print_note,
+    sizes: Sizes = SIZES,
+    shard_bytes: int = SHARD_BYTES,
 ) -> BuildReport:
-    """Tokenize the documents of `inputs` into the dataset `output` (a prefix), all or nothing.
+    """Tokenize the documents of `inputs` into the dataset `output` (a prefix); go on with a build that was stopped.
 
-    Documents with empty text are left out and counted. `workers`: threads of the tokenizer; the output does not depend
-    on it. Raises DataError for bad input, an output that exists, and a full disk.
+    Documents with empty text are left out and counted. `workers`: threads; the output does not depend on it, nor on how
+    often the build was stopped. `restart` forgets what a stopped build has committed. `task` of `num_tasks` takes its
+    share of the input and writes to `task_output`; where that has no document, only the .json. `on_progress` is called
+    now and then, `on_note` with what the user must know at once.
+
+    Raises DataError for bad input, an output that exists, a full disk, and a stopped build of something else.
     """
-    started = time.perf_counter()
-    reading = ReadReport()
+    if not 0 <= task < num_tasks:
+        raise DataError(f"--task {task} is not one of {num_tasks} tasks; they are numbered 0 to {num_tasks - 1}")
     files = corpus_files(inputs)
-    sizes = [file.size_bytes for file in files]
-    input_bytes = None if None in sizes else sum(size or 0 for size in sizes)
-    text_bytes = num_characters = 0
-    try:
-        with IndexedWriter(output, token_dtype(tokenizer.vocab_size), overwrite) as writer:
-            documents = read_documents(inputs, text_key, on_error, reading)
-            for batch in _batches(_without_empty(documents, reading)):
-                _add_batch(writer, [document.text for document in batch], tokenizer, workers)
-                text_bytes += sum(document.num_bytes for document in batch)
-                num_characters += sum(len(document.text) for document in batch)
-                if on_progress is not None:
-                    done = BuildProgress(
-                        reading.stored_bytes_read, input_bytes, writer.num_documents, writer.num_tokens
-                    )
-                    on_progress(done)
-            if writer.num_documents == 0:
-                raise DataError(
-                    f"every document of the corpus {' '.join(inputs)} is empty; check --text-key and the files"
-                )
-            sidecar = Sidecar(
-                tokenizer_kind=tokenizer.kind,
-                fingerprint=tokenizer.fingerprint,
-                vocab_size=tokenizer.vocab_size,
-                eod_id=tokenizer.eod_id,
-                max_token_id=writer.max_token_id,
-                num_documents=writer.num_documents,
-                num_tokens=writer.num_tokens,
-                text_bytes=text_bytes,
-                num_characters=num_characters,
-                sources=tuple(Source(file.path, file.size_bytes, 0, 0, 0, 0) for file in files),
-                skipped=dict(reading.skipped),
-                shards=(),
-            )
-            writer.finish(sidecar.to_json())
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    shares = _shares(files, task, num_tasks)
+    out = build_files(task_output(output, task, num_tasks))
+    plan = Plan(
+        inputs=tuple(input_state(file.path, file.size_bytes) for file in files),
+        shares=tuple(Share(files[share.file].path, share.start, share.stop) for share in shares),
+        text_key=text_key,
+        on_error=on_error,
+        tokenizer_kind=tokenizer.kind,
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        eod_id=tokenizer.eod_id,
+        task=task,
+        num_tasks=num_tasks,
+        chunk_bytes=sizes.chunk_bytes,
+        long_line_bytes=sizes.long_line_bytes,
+        shard_bytes=shard_bytes,
+    )
+    reading = Reading(files, shares, text_key, on_error, out.spool, sizes)
+    how = _How(workers, overwrite, restart, native, on_progress, on_note)
+    if not out.journal.exists():
+        _refuse_existing(out, overwrite)
+    with Journal(out.journal) as journal:
+        return _Build(out, journal, plan, reading, tokenizer, how).run()
+
+
+class _How(NamedTuple):
+    """What the resulting bytes do not depend on."""
+
+    workers: int
+    overwrite: bool
+    restart: bool
+    native: bool
+    on_progress: Callable[[BuildProgress], None] | None
+    on_note: Callable[[str], None]
+
+
+class _Build:
+    """One run of a build, with its journal locked."""
+
+    def __init__(
+        self, out: BuildFiles, journal: Journal, plan: Plan, reading: Reading, tokenizer: Tokenizer, how: _How
+    ) -> None:
+        self._started = time.perf_counter()
+        self._out = out
+        self._journal = journal
+        self._plan = plan
+        self._reading = reading
+        self._tokenizer = tokenizer
+        self._how = how
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._input_bytes = reading.stored_bytes()
+        self._committed: list[Committed] = []
+        self._done = Done(0, 0, 0)
+        self._engine: Engine | None = None
+
+    def run(self) -> BuildReport:
+        """Build, or go on."""
+        if self._how.restart:
+            self._journal.clear()
+            discard(self._out)
+        record = self._journal.read()
+        self._committed = record.committed
+        kept = list(record.committed)
+        try:
+            if record.finish is None:
+                _refuse_existing(self._out, self._how.overwrite)
+            position = self._begin(record)
+            finish = record.finish or self._build_rest(position)
+            publish(self._out, finish)
+            self._journal.remove()
+            flush_folder(self._out.bin.parent)
+        except KeyboardInterrupt:
+            self._how.on_note(f"interrupted{self._kept() or '; nothing was kept'}")
             raise
-        raise _disk_full(output, writer.num_tokens * writer.dtype.itemsize, reading, input_bytes) from error
-    return BuildReport(
-        prefix=str(output),
-        num_documents=writer.num_documents,
-        num_tokens=writer.num_tokens,
-        text_bytes=text_bytes,
-        num_characters=num_characters,
-        max_token_id=writer.max_token_id,
-        dtype=writer.dtype.name,
-        bin_bytes=os.path.getsize(dataset_files(output)[0]),
-        seconds=time.perf_counter() - started,
-        skipped=dict(reading.skipped),
-        skipped_lines=reading.skipped_lines(),
-    )
+        finally:
+            self._clean_up()
+        self._show_progress(self._done._replace(stored_bytes_read=self._input_bytes or 0))
+        return self._report(kept, position.stored_bytes_read, finish)
+
+    def _begin(self, record: Record) -> Position:
+        """Check that an unfinished build may go on, record what is asked now, and say where to begin."""
+        if record.plan is None or not record.committed:
+            self._journal.clear()
+            discard(self._out)
+            self._journal.append(self._plan)
+            flush_folder(self._out.bin.parent)
+            return Position(0, 0, 0)
+        check_same_request(record.plan, self._plan, record.committed, self._out.prefix)
+        finished = record.finish is not None
+        written = self._out.bin if not finished or self._out.bin.exists() else self._out.targets[0]
+        verify_written(self._out, written, record.committed, self._dtype.itemsize, lengths=not finished)
+        changed = changed_inputs(record.plan.inputs, self._plan.inputs)
+        if finished:  # nothing more is read, so an input that can be read only once need not be there
+            files = {state.path for state in self._plan.inputs if state.mtime_ns is not None}
+            changed = [path for path in changed if path in files]
+        position = position_after(self._reading, record.committed, changed, complete=finished)
+        if record.plan != self._plan and not finished:
+            self._journal.append(self._plan)
+        self._how.on_note(f"going on with the build of {self._out.prefix} after {in_words(record.committed)}")
+        return position
+
+    def _build_rest(self, position: Position) -> Finish:
+        """Everything from `position` on, up to files that only need their names."""
+        try:
+            self._out.spool.mkdir(exist_ok=True)
+            _empty_folder(self._out.spool)
+            with ShardWriter(self._out, self._dtype, self._journal, self._committed, self._plan.shard_bytes) as writer:
+                try:
+                    self._encode(position, writer)
+                finally:
+                    self._done = writer.done
+                return self._write_rest(writer)
+        except DataError as error:
+            raise DataError(f"{error}{self._kept()}") from error
+        except OSError as error:
+            if error.errno in _FULL_DISK:
+                written = Written(self._done.num_documents, self._done.num_tokens * self._dtype.itemsize)
+                raise disk_full(
+                    self._out.prefix, written, self._done.stored_bytes_read, self._input_bytes, self._kept()
+                ) from error
+            raise DataError(f"building {self._out.prefix} failed: {error}{self._kept()}") from error
+
+    def _encode(self, position: Position, writer: ShardWriter) -> None:
+        items, sample = with_sample(self._reading, work(self._reading, *position))
+        engine = make_engine(
+            self._tokenizer, self._dtype, self._plan.text_key, self._out.spool, sample, native=self._how.native
+        )
+        self._engine = engine
+        if engine.note is not None:
+            self._how.on_note(f"warning: this build is slower than it could be: {engine.note}")
+        run_in_order(
+            items,
+            lambda: Encoding(self._reading, engine.encoder(), writer.first_skipped),
+            writer.append,
+            self._how.workers,
+            ahead=_AHEAD_PER_WORKER * self._how.workers,
+            on_progress=None if self._how.on_progress is None else lambda: self._show_progress(writer.done),
+        )
+        writer.finish()
+
+    def _write_rest(self, writer: ShardWriter) -> Finish:
+        """The index and the sidecar, while the last shard is brought to the disk."""
+        num_documents = writer.done.num_documents
+        bin_bytes = idx_bytes = None
+        if num_documents:
+            bin_bytes = writer.done.num_tokens * self._dtype.itemsize
+            idx_bytes = write_index_of(self._out.idx, self._dtype, self._out.lengths, num_documents)
+        writer.wait()
+        sidecar = sidecar_of(self._plan, self._committed)
+        if num_documents == 0 and self._plan.num_tasks == 1:
+            self._committed.clear()
+            raise no_documents([state.path for state in self._plan.inputs], sidecar, writer.first_skipped)
+        for before in self._plan.inputs:
+            if before.mtime_ns is not None and input_state(before.path, _size(before.path)) != before:
+                raise DataError(
+                    f"{before.path} has changed while it was read; run the same command again when nothing writes to "
+                    "it: what was read is then compared"
+                )
+        json_bytes = write_sidecar(self._out.json, sidecar)
+        _refuse_existing(self._out, self._how.overwrite)
+        finish = Finish(bin_bytes, idx_bytes, json_bytes)
+        self._journal.append(finish)
+        return finish
+
+    def _clean_up(self) -> None:
+        """Remove temporary files, and everything where nothing is committed."""
+        if self._out.spool.is_dir():
+            _empty_folder(self._out.spool)
+            self._out.spool.rmdir()
+        if not self._committed:
+            discard(self._out)
+            self._journal.remove()
+
+    def _kept(self) -> str:
+        """What to add to a message where something is committed."""
+        if not self._committed:
+            return ""
+        return f"; {in_words(self._committed)} are kept: the same command, run again, goes on after them"
+
+    def _show_progress(self, done: Done) -> None:
+        if self._how.on_progress is not None:
+            read, documents, tokens = done.stored_bytes_read, done.num_documents, done.num_tokens
+            self._how.on_progress(BuildProgress(read, self._input_bytes, documents, tokens))
+
+    def _report(self, kept: list[Committed], stored_bytes_before: int, finish: Finish) -> BuildReport:
+        sidecar = sidecar_of(self._plan, self._committed)
+        first = {reason: place for record in self._committed for reason, place in record.first_skipped.items()}
+        return BuildReport(
+            prefix=self._out.prefix,
+            num_documents=sidecar.num_documents,
+            num_tokens=sidecar.num_tokens,
+            text_bytes=sidecar.text_bytes,
+            num_characters=sidecar.num_characters,
+            max_token_id=sidecar.max_token_id,
+            dtype=self._dtype.name,
+            bin_bytes=finish.bin_bytes or 0,
+            num_shards=len(sidecar.shards),
+            seconds=time.perf_counter() - self._started,
+            input_bytes_read=max(self._done.stored_bytes_read - stored_bytes_before, 0),
+            engine=None if self._engine is None else self._engine.name,
+            engine_note=None if self._engine is None else self._engine.note,
+            workers=self._how.workers,
+            kept_shards=len(kept),
+            kept_documents=sum(record.shard.num_documents for record in kept),
+            skipped=sidecar.skipped,
+            skipped_lines=skipped_lines(sidecar.skipped, first),
+        )
 
 
-def _without_empty(documents: Iterable[Document], report: ReadReport) -> Iterator[Document]:
-    for document in documents:
-        if document.text:
-            yield document
-        else:
-            report.skip(EMPTY_TEXT, f"{document.path}:{document.line}")
+def _shares(files: Sequence[CorpusFile], task: int, num_tasks: int) -> list[FileRange]:
+    if num_tasks == 1:
+        return [FileRange(number, 0, None) for number in range(len(files))]
+    from megagpt.data.sources import assign_ranges  # type: ignore[attr-defined]
+
+    return assign_ranges(files, task, num_tasks)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += document.num_bytes
-        if size >= _BATCH_TEXT_BYTES or len(batch) == _BATCH_DOCUMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _size(path: str) -> int | None:
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
-def _add_batch(writer: IndexedWriter, texts: list[str], tokenizer: Tokenizer, workers: int) -> None:
-    rows = tokenizer.encode_batch(texts, num_threads=workers)
-    for row in rows:
-        row.append(tokenizer.eod_id)
-    lengths = [len(row) for row in rows]
-    writer.add_documents(np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=sum(lengths)), lengths)
+def _refuse_existing(out: BuildFiles, overwrite: bool) -> None:
+    existing = [path for path in out.targets if path.exists()]
+    if existing and not overwrite:
+        raise DataError(f"{existing[0]} exists; choose another output, or replace it with --overwrite")
 
 
-def _disk_full(output: str | Path, written: int, reading: ReadReport, input_bytes: int | None) -> DataError:
-    if input_bytes and reading.stored_bytes_read:
-        needed = f"about {written * input_bytes / reading.stored_bytes_read / 1e6:.1f} MB are needed in all"
-    else:
-        needed = "how much is needed in all is not known"
-    return DataError(
-        f"no space is left on the disk of {output}.bin after {written / 1e6:.1f} MB; {needed}: free space there or "
-        "choose an output on another disk (nothing was kept)"
-    )
+def _empty_folder(folder: Path) -> None:
+    for entry in os.scandir(folder):
+        os.unlink(entry)

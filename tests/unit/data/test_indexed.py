@@ -114,7 +114,7 @@ def test_what_is_written_is_read(tmp_path: Path, documents: list[list[int]], sma
 
 def test_the_index_is_written_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "whole", DOCUMENTS)
-    monkeypatch.setattr("megagpt.data.indexed_writer._CHUNK_DOCUMENTS", 3)
+    monkeypatch.setattr("megagpt.data.indexed_writer.BLOCK_ENTRIES", 3)
     write(tmp_path / "chunks", DOCUMENTS)
     assert (tmp_path / "whole.idx").read_bytes() == (tmp_path / "chunks.idx").read_bytes()
     monkeypatch.setattr("megagpt.data.indexed._SCAN_TOKENS", 7)
@@ -257,7 +257,7 @@ def test_stopped_while_replacing_no_old_index_describes_new_tokens(
 def test_an_abandoned_dataset_leaves_nothing(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "d", np.dtype(np.uint16)) as writer:
         writer.add_documents(np.array([9]), [1])
-        assert os.listdir(tmp_path) == ["d.bin.partial"]
+        assert sorted(os.listdir(tmp_path)) == ["d.bin.partial", "d.idx.partial"]
     assert not list(tmp_path.iterdir())
 
 
@@ -283,7 +283,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_document_beyond_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megagpt.data.indexed_writer._MAX_SEQUENCE_TOKENS", 5)
+    monkeypatch.setattr("megagpt.data.indexed_writer.MAX_DOCUMENT_TOKENS", 5)
     with IndexedWriter(tmp_path / "d", np.dtype(np.uint16)) as writer:
         writer.add_documents(np.arange(3), [3])
         with pytest.raises(DataError, match=r"document 2 has 6 tokens; Megatron's format holds 5 in a document"):
