@@ -7,31 +7,37 @@ from pathlib import Path
 import tokenizers
 
 from megagpt.errors import DataError
-from megagpt.tokenizer.protocol import END_OF_DOCUMENT
-from megagpt.tokenizer.sentencepiece import check_unicode
+from megagpt.tokenizer.checks import check_ids, check_unicode
+from megagpt.tokenizer.protocol import END_OF_DOCUMENT, TokenizerKind
 
 # Symbols that end a document in published tokenizers, in the order in which they are looked for.
 _END_SYMBOLS = (END_OF_DOCUMENT, "<eod>", "</s>", "[SEP]")
 
 
+def read_tokenizer_json(content: bytes, path: str) -> tokenizers.Tokenizer:
+    """The library's tokenizer from a file's content, without padding and truncation. Raises DataError."""
+    try:
+        processor = tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(
+            f"{path} is not a Hugging Face tokenizer.json, or is damaged ({error}); copy it again"
+        ) from error
+    processor.no_padding()
+    processor.no_truncation()
+    return processor
+
+
 class HuggingFaceTokenizer:
     """A `tokenizer.json`. Padding, truncation and the template are switched off. Implements `Tokenizer`."""
 
-    kind = "huggingface"
+    kind: TokenizerKind = "huggingface"
 
     def __init__(self, path: str | Path) -> None:
         """Raises DataError where the file is damaged or has no end-of-document symbol."""
         self.path = str(path)
         content = Path(path).read_bytes()
         self.fingerprint = hashlib.sha256(content).hexdigest()
-        try:
-            self.processor = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises a bare Exception
-            raise DataError(
-                f"{path} is not a Hugging Face tokenizer.json, or is damaged ({error}); copy it again"
-            ) from error
-        self.processor.no_padding()
-        self.processor.no_truncation()
+        self.processor = read_tokenizer_json(content, self.path)
         self.processor.encode_special_tokens = True  # a literal "<s>" in the text is text
         self.vocab_size = 1 + max(self.processor.get_vocab(with_added_tokens=True).values())
         self.eod_id = self._end_of_document_id()
@@ -48,14 +54,7 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`. Raises DataError on an id beyond the vocabulary."""
-        ids = [int(token_id) for token_id in ids]
-        wrong = [token_id for token_id in ids if not 0 <= token_id < self.vocab_size]
-        if wrong:
-            raise DataError(
-                f"token id {wrong[0]} does not exist in {self.path}, which has ids 0 to {self.vocab_size - 1}; "
-                "the ids come from another tokenizer"
-            )
-        return self.processor.decode(ids, skip_special_tokens=True)
+        return self.processor.decode(check_ids(ids, self.vocab_size, self.path), skip_special_tokens=True)
 
     def _end_of_document_id(self) -> int:
         for symbol in _END_SYMBOLS:

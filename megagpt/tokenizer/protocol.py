@@ -1,7 +1,9 @@
 """What every tokenizer can do, and text from a growing row of token ids. Knows no tokenizer library."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
+
+TokenizerKind = Literal["sentencepiece", "huggingface", "wordpiece", "wordpiece-cased", "jieba-bpe"]
 
 # The control symbol that our own tokenizers end a document with, and look for first in others' models.
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -16,8 +18,8 @@ class Tokenizer(Protocol):
     """
 
     @property
-    def kind(self) -> str:
-        """The family: "sentencepiece" or "huggingface"."""
+    def kind(self) -> TokenizerKind:
+        """The family, which with the file decides the ids."""
 
     @property
     def path(self) -> str:
@@ -33,7 +35,7 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of the tokenizer file: two tokenizers with the same fingerprint give the same ids."""
+        """sha256 (hex) of the file, and of what else decides the ids: with the same fingerprint they are the same."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Raises DataError where it is not valid Unicode (a lone surrogate)."""
@@ -42,7 +44,10 @@ class Tokenizer(Protocol):
         """`encode` of each text, on `num_threads` threads where the library can."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control symbols give nothing, bytes that are no character give U+FFFD."""
+        """The text of `ids`; control symbols give nothing, bytes that are no character give U+FFFD.
+
+        Raises DataError for an id that does not exist.
+        """
 
 
 class StreamDecoder:

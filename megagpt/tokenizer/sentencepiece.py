@@ -12,7 +12,8 @@ from pathlib import Path
 import sentencepiece
 
 from megagpt.errors import DataError
-from megagpt.tokenizer.protocol import END_OF_DOCUMENT
+from megagpt.tokenizer.checks import check_ids, check_unicode
+from megagpt.tokenizer.protocol import END_OF_DOCUMENT, TokenizerKind
 
 SPACE_MARK = "\u2581"
 
@@ -24,7 +25,7 @@ class SentencePieceTokenizer:
     where that is left to sentencepiece.
     """
 
-    kind = "sentencepiece"
+    kind: TokenizerKind = "sentencepiece"
 
     def __init__(self, path: str | Path) -> None:
         """Raises DataError where the file is damaged or has no end-of-document symbol."""
@@ -50,15 +51,7 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`. Raises DataError on an id beyond the vocabulary."""
-        ids = [int(token_id) for token_id in ids]
-        try:
-            return self.processor.decode(ids)
-        except IndexError as error:
-            wrong = next(token_id for token_id in ids if not 0 <= token_id < self.vocab_size)
-            raise DataError(
-                f"token id {wrong} does not exist in {self.path}, which has ids 0 to {self.vocab_size - 1}; "
-                "the ids come from another tokenizer"
-            ) from error
+        return self.processor.decode(check_ids(ids, self.vocab_size, self.path))
 
     def _encode_plain(self, texts: list[str], num_threads: int) -> list[list[int]]:
         try:
@@ -73,17 +66,6 @@ class SentencePieceTokenizer:
         for part in re.split(f"({SPACE_MARK})", text):
             ids += self.space_mark_ids if part == SPACE_MARK else self._encode_plain([part], 1)[0]
         return ids
-
-
-def check_unicode(text: str) -> None:
-    """Raise DataError where `text` cannot be written as UTF-8, naming the place."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
-            "character; repair the text"
-        ) from error
 
 
 def _load(model: bytes, path: str) -> sentencepiece.SentencePieceProcessor:

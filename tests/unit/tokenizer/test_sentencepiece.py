@@ -144,17 +144,3 @@ def test_a_damaged_model(tmp_path: Path, toy_tokenizer: SentencePieceTokenizer, 
     path.write_bytes(model[: len(model) // 2] if content is None else content)
     with pytest.raises(DataError, match=r"broken.model is not a SentencePiece model, or is damaged .*train a new one"):
         load_tokenizer(path)
-
-
-def test_files_that_cannot_be_a_tokenizer(tmp_path: Path, toy_tokenizer: SentencePieceTokenizer) -> None:
-    with pytest.raises(DataError, match=r"tokenizer file .*none.model does not exist; train one with"):
-        load_tokenizer(tmp_path / "none.model")
-    (tmp_path / "vocab.txt").write_text("a")
-    with pytest.raises(DataError, match=r"cannot tell what kind of tokenizer .*vocab.txt is; name a SentencePiece"):
-        load_tokenizer(tmp_path / "vocab.txt")
-    with pytest.raises(DataError, match=r"has neither tokenizer.model nor tokenizer.json"):
-        load_tokenizer(tmp_path)
-    for name in ("tokenizer.model", "tokenizer.json"):
-        (tmp_path / name).write_text("a")
-    with pytest.raises(DataError, match=r"has both tokenizer.model and tokenizer.json"):
-        load_tokenizer(tmp_path)
