@@ -9,6 +9,7 @@ import tokenizers
 from megagpt.errors import DataError
 from megagpt.tokenizer.checks import check_ids, check_unicode
 from megagpt.tokenizer.protocol import END_OF_DOCUMENT, TokenizerKind
+from megagpt.tokenizer.slices import encode_in_slices
 
 # Symbols that end a document in published tokenizers, in the order in which they are looked for.
 _END_SYMBOLS = (END_OF_DOCUMENT, "<eod>", "</s>", "[SEP]")
@@ -50,11 +51,14 @@ class HuggingFaceTokenizer:
         """`encode` of each text. The library sets its own number of threads (RAYON_NUM_THREADS), not `num_threads`."""
         for text in texts:
             check_unicode(text)
-        return [encoding.ids for encoding in self.processor.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return encode_in_slices(texts, None, self._encode)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`. Raises DataError on an id beyond the vocabulary."""
         return self.processor.decode(check_ids(ids, self.vocab_size, self.path), skip_special_tokens=True)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.processor.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _end_of_document_id(self) -> int:
         for symbol in _END_SYMBOLS:

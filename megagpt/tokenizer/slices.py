@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-_SLICE_CHARACTERS = 1 << 16
-_REACH_CHARACTERS = 1 << 12  # how far before a slice's end a place to cut at is looked for
-_BATCH_CHARACTERS = 1 << 18  # the `tokenizers` library takes some hundred bytes a token while it encodes
+_SLICE_CHARACTERS = 1 << 14
+_REACH_CHARACTERS = 1 << 11  # how far before a slice's end a place to cut at is looked for
+_BATCH_CHARACTERS = 1 << 17  # the `tokenizers` library takes some hundred bytes a token while it encodes
 
 
 class _Part(NamedTuple):
@@ -34,9 +34,12 @@ def slices(text: str, cut: re.Pattern[str], num_characters: int = _SLICE_CHARACT
 
 
 def encode_in_slices(
-    texts: Sequence[str], cut: re.Pattern[str], encode: Callable[[list[str]], list[list[int]]]
+    texts: Sequence[str], cut: re.Pattern[str] | None, encode: Callable[[list[str]], list[list[int]]]
 ) -> list[list[int]]:
-    """The ids of each text: those of its slices, joined. `encode` gets slices of a bounded size in all."""
+    """The ids of each text: those of its slices, joined. `encode` gets slices of a bounded size in all.
+
+    Without `cut` texts stay whole, and only how many are encoded at once is bounded.
+    """
     rows: list[list[int]] = [[] for _ in texts]
     for batch in _batches(texts, cut):
         for owner, ids in zip(batch, encode([item.part for item in batch]), strict=True):
@@ -44,11 +47,11 @@ def encode_in_slices(
     return rows
 
 
-def _batches(texts: Sequence[str], cut: re.Pattern[str]) -> Iterator[list[_Part]]:
+def _batches(texts: Sequence[str], cut: re.Pattern[str] | None) -> Iterator[list[_Part]]:
     batch: list[_Part] = []
     size = 0
     for number, text in enumerate(texts):
-        for part in slices(text, cut):
+        for part in slices(text, cut) if cut else [text]:
             batch.append(_Part(number, part))
             size += len(part)
             if size >= _BATCH_CHARACTERS:

@@ -111,7 +111,7 @@ def test_a_long_text_is_encoded_in_slices(toy_wordpiece: WordPieceTokenizer, mon
     encode = toy_wordpiece._encode
     monkeypatch.setattr(toy_wordpiece, "_encode", lambda texts: sizes.append(sum(map(len, texts))) or encode(texts))
     assert toy_wordpiece.encode_batch([text, "天", text], num_threads=2) == [whole, toy_wordpiece.encode("天"), whole]
-    assert max(sizes) < 400_000
+    assert max(sizes) < 200_000
 
 
 def test_a_text_without_a_place_to_cut_stays_whole() -> None:
