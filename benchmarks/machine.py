@@ -1,0 +1,71 @@
+"""What a measurement was made on: machine, versions, commit. In: package names. Out: plain values for a result file.
+
+Names no host, user or folder, so that a result file can be published. Imports only the standard library.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def machine() -> dict[str, object]:
+    """CPU model, cores this process may use, memory, kernel, Python."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory_bytes / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions(packages: Sequence[str], python: str = sys.executable) -> dict[str, str | None]:
+    """Version of each package as `python` sees it, None where it is not installed there."""
+    if python == sys.executable:
+        return {name: _version(name) for name in packages}
+    code = (
+        "import json, sys\nfrom importlib import metadata\nfound = {}\nfor name in sys.argv[1:]:\n"
+        "    try: found[name] = metadata.version(name)\n    except metadata.PackageNotFoundError: found[name] = None\n"
+        "print(json.dumps(found))"
+    )
+    import json
+
+    return dict(json.loads(subprocess.run([python, "-c", code, *packages], capture_output=True, check=True).stdout))
+
+
+def commit(folder: Path = ROOT) -> str | None:
+    """The commit checked out in `folder`, with "+changes" where tracked files differ from it; None without git."""
+    found = _git(folder, "rev-parse", "--short=12", "HEAD")
+    if found is None:
+        return None
+    return found + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        run = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
+def _cpu_model() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
