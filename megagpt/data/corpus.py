@@ -1,4 +1,4 @@
-"""Documents from corpus files. In: files, globs, folders, `-` for standard input. Out: a stream of Document.
+"""Documents from corpus files. In: files, globs, folders, datasets, `-` for standard input. Out: a stream of Document.
 
 One document at a time is in memory. Knows nothing of tokenizers or of what is done with the documents.
 How each kind of file is read is in `corpus_formats.py`.
@@ -11,7 +11,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Literal, NamedTuple
 
-from megagpt.data.corpus_formats import FORMATS, BadDocument, DamagedFile, Reader, json_lines, utf8_bytes
+from megagpt.data.corpus_formats import (
+    FORMATS,
+    BadDocument,
+    DamagedFile,
+    Entry,
+    Reader,
+    dataset_rows,
+    json_lines,
+    utf8_bytes,
+)
+from megagpt.data.sources_datasets import SPELLING, is_dataset, is_saved_dataset, load_rows
 from megagpt.errors import DataError
 
 OnError = Literal["raise", "skip"]
@@ -28,7 +38,7 @@ class Document(NamedTuple):
 
 
 class CorpusFile(NamedTuple):
-    """One input file and its size as stored; standard input has none."""
+    """One input file, or a dataset as it was named, and its size as stored; standard input has none."""
 
     path: str
     size_bytes: int | None
@@ -73,16 +83,18 @@ class ReadReport:
 def corpus_files(inputs: Sequence[str]) -> list[CorpusFile]:
     """The files that `inputs` stand for, in order: globs and folders sorted by path, folders read to any depth.
 
+    An input is a file (.jsonl, .jsonl.gz, .jsonl.zst, .txt, .parquet), a glob, a folder, `-` for JSONL on standard
+    input, or `hf:NAME[:CONFIG[:SPLIT]]` for a Hugging Face dataset: NAME on the Hub, a folder made by `save_to_disk`,
+    or a folder that `datasets.load_dataset` takes; CONFIG and SPLIT may be left out or empty where there is only one
+    (hf:wikimedia/wikipedia:20231101.zh, hf:./saved::train). A dataset is one file here, under its name, and is
+    downloaded by this call where it has to be.
+
     In a folder only files with a known suffix count, and hidden ones do not. Raises DataError where an input has no
-    file, a file has an unknown suffix, or a file is named twice.
+    file, a file has an unknown suffix, a file is named twice, or a dataset cannot be had.
     """
     if not inputs:
-        raise DataError("no input was named; name corpus files, folders, globs or - for standard input")
-    files: list[CorpusFile] = []
-    for given in inputs:
-        files += [
-            CorpusFile(path, None if path == STANDARD_INPUT else os.path.getsize(path)) for path in _expand(given)
-        ]
+        raise DataError(f"no input was named; name corpus files, folders, globs, {SPELLING} or - for standard input")
+    files = [CorpusFile(path, _stored_bytes(path)) for given in inputs for path in _expand(given)]
     seen: set[str] = set()
     for file in files:
         if os.path.realpath(file.path) in seen:
@@ -113,13 +125,18 @@ def read_documents(
         raise DataError(f"the corpus {' '.join(inputs)} has no document that can be read; check the files{skipped}")
 
 
+def _stored_bytes(path: str) -> int | None:
+    if path == STANDARD_INPUT:
+        return None
+    return load_rows(path).stored_bytes if is_dataset(path) else os.path.getsize(path)
+
+
 def _file_documents(file: CorpusFile, text_key: str, on_error: OnError, report: ReadReport) -> Iterator[Document]:
     place = "standard input" if file.path == STANDARD_INPUT else file.path
-    stream = sys.stdin.buffer if file.path == STANDARD_INPUT else _open(file.path)
-    read = json_lines if file.path == STANDARD_INPUT else _reader(file.path)
-    report.begin_file(None if file.path == STANDARD_INPUT else stream)
+    stream = _open(file.path) if file.size_bytes is not None and not is_dataset(file.path) else None
+    report.begin_file(stream)
     try:
-        for line, found in read(stream, text_key):
+        for line, found in _entries(file, stream, text_key):
             num_bytes = utf8_bytes(found) if isinstance(found, str) else found
             if isinstance(num_bytes, BadDocument):
                 _refuse(f"{place}:{line}: {num_bytes.message}", num_bytes.reason, on_error, report)
@@ -130,8 +147,16 @@ def _file_documents(file: CorpusFile, text_key: str, on_error: OnError, report: 
         _refuse(f"{place}: {damage.message}", damage.reason, on_error, report)
     finally:
         report.end_file(file.size_bytes or 0)
-        if file.path != STANDARD_INPUT:
+        if stream is not None:
             stream.close()
+
+
+def _entries(file: CorpusFile, stream: BinaryIO | None, text_key: str) -> Iterator[Entry]:
+    if file.path == STANDARD_INPUT:
+        return json_lines(sys.stdin.buffer, text_key)
+    if stream is None:
+        return dataset_rows(load_rows(file.path), text_key)
+    return _reader(file.path)(stream, text_key)
 
 
 def _refuse(message: str, reason: str, on_error: OnError, report: ReadReport) -> None:
@@ -141,7 +166,7 @@ def _refuse(message: str, reason: str, on_error: OnError, report: ReadReport) ->
 
 
 def _expand(given: str) -> list[str]:
-    if given == STANDARD_INPUT:
+    if given == STANDARD_INPUT or is_dataset(given):
         return [given]
     if os.path.isdir(given):
         return _folder_files(given)
@@ -163,6 +188,8 @@ def _folder_files(folder: str) -> list[str]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(parent, name) for name in names if name.endswith(tuple(FORMATS)) and name[0] != "."]
+    if not found and is_saved_dataset(folder):
+        raise DataError(f"folder {folder} was made by save_to_disk of the package datasets; write hf:{folder}")
     if not found:
         raise DataError(f"folder {folder} has no corpus file; corpus files end in {', '.join(FORMATS)}")
     return sorted(found)

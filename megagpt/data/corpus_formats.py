@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
+from megagpt.data.sources_datasets import Rows
 from megagpt.data.sources_decompress import DamagedStream, gzip_pieces, zstd_pieces
 from megagpt.errors import DataError
 
@@ -74,14 +75,28 @@ def parquet(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
         file = pyarrow.parquet.ParquetFile(stream)
         columns = file.schema_arrow.names
         if text_key not in columns:
-            yield 1, _missing_key(text_key, columns, "column")
+            yield 1, missing_key(text_key, columns, "column")
             return
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_key]):
-            for value in batch.column(0).to_pylist():
-                row += 1
-                yield row, value if isinstance(value, str) else _not_text(text_key, value)
+            yield from _column_entries(batch.column(0), row, text_key)
+            row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise damaged("parquet", row, str(error)) from error
+
+
+def dataset_rows(rows: Rows, text_key: str) -> Iterator[Entry]:
+    """The column `text_key` of a Hugging Face dataset; a row is a document."""
+    if text_key not in rows.columns:
+        yield 1, missing_key(text_key, rows.columns, "column")
+        return
+    for row, column in rows.steps(text_key):
+        yield from _column_entries(column, row, text_key)
+
+
+def _column_entries(column: Any, row: int, text_key: str) -> Iterator[Entry]:
+    """The values of a pyarrow column whose first is behind row `row`."""
+    for number, value in enumerate(column.to_pylist(), start=row + 1):
+        yield number, value if isinstance(value, str) else not_text(text_key, value)
 
 
 FORMATS: Mapping[str, Reader] = MappingProxyType(
@@ -126,9 +141,9 @@ def json_text(raw: bytes, text_key: str) -> str | BadDocument:
             "repair it, or use --on-error skip",
         )
     if text_key not in row:
-        return _missing_key(text_key, list(row), "key")
+        return missing_key(text_key, list(row), "key")
     text = row[text_key]
-    return text if isinstance(text, str) else _not_text(text_key, text)
+    return text if isinstance(text, str) else not_text(text_key, text)
 
 
 def utf8_bytes(text: str) -> int | BadDocument:
@@ -144,7 +159,8 @@ def utf8_bytes(text: str) -> int | BadDocument:
         )
 
 
-def _missing_key(text_key: str, present: list[str], noun: str) -> BadDocument:
+def missing_key(text_key: str, present: list[str], noun: str) -> BadDocument:
+    """Says that there is no such key or column (`noun`), and which there are."""
     names = ", ".join(map(repr, present)) or "none"
     return BadDocument(
         f"no {noun} {text_key!r}",
@@ -152,7 +168,8 @@ def _missing_key(text_key: str, present: list[str], noun: str) -> BadDocument:
     )
 
 
-def _not_text(text_key: str, value: Any) -> BadDocument:
+def not_text(text_key: str, value: Any) -> BadDocument:
+    """Says that `value`, which stands where the text must be, is none."""
     kind = "null" if value is None else type(value).__name__
     return BadDocument(
         f"{text_key!r} is not text",

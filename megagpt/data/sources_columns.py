@@ -1,0 +1,181 @@
+"""Chunks of columns of text: parquet files and Hugging Face datasets. In: a file and rows of it. Out: Chunk.
+
+Texts are Arrow's own buffers, not copied where a chunk lies in one array, and never Python strings. Whether they are
+UTF-8 is not checked here. Decoding of parquet happens where the chunks are asked for.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megagpt.data.corpus import CorpusFile
+from megagpt.data.corpus_formats import BadDocument, damaged, missing_key, not_text
+from megagpt.data.sources_datasets import load_rows
+from megagpt.data.sources_plain import open_stored, stored_size
+from megagpt.data.sources_types import SIZES, Chunk, Sizes, Texts
+from megagpt.errors import DataError
+
+_BATCH_ROWS = 4096
+_READ_BYTES = 1 << 18
+
+
+def parquet_chunks(
+    file: CorpusFile, number: int, text_key: str, start: int = 0, stop: int | None = None, sizes: Sizes = SIZES
+) -> Iterator[Chunk]:
+    """Rows [start, stop) of the column `text_key`; a chunk lies in one row group. Row groups before `start` are not
+    read. Memory: a page of the column, and a batch of it of about two chunks.
+
+    Raises DamagedFile after the chunks of all rows that can be read; damage to a page's values is seen where the file
+    has checksums of its pages.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError("reading .parquet files needs the package pyarrow; pip install pyarrow") from error
+    _check(file)
+    row = start
+    try:
+        source = pyarrow.OSFile(file.path)
+        parquet = pyarrow.parquet.ParquetFile(
+            source, pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True
+        )
+        size, metadata = source.size(), parquet.metadata
+        end = metadata.num_rows if stop is None else min(stop, metadata.num_rows)
+        if text_key not in parquet.schema_arrow.names:
+            yield from _missing_column(number, size, text_key, parquet.schema_arrow.names, start)
+            return
+        following = 0
+        for group in range(metadata.num_row_groups):
+            first, following = following, following + metadata.row_group(group).num_rows
+            if following <= start or first >= end:
+                continue
+            rows = _batch_rows(metadata.row_group(group), text_key, sizes)
+            for batch in parquet.iter_batches(rows, row_groups=[group], columns=[text_key], use_threads=False):
+                array = batch.column(0)
+                low, high = max(start - first, 0), min(end - first, len(array))
+                first += len(array)
+                for texts in _cut([array[low:high]] if low < high else [], sizes.chunk_bytes):
+                    row, before = row + sum(map(len, texts)), row
+                    yield Chunk(number, before, row, size * row // metadata.num_rows, partial(_load, texts, text_key))
+    except (pyarrow.ArrowException, OSError) as error:
+        _check(file)
+        raise damaged("parquet", row, str(error)) from error
+
+
+def dataset_chunks(
+    file: CorpusFile, number: int, text_key: str, start: int = 0, stop: int | None = None, sizes: Sizes = SIZES
+) -> Iterator[Chunk]:
+    """Rows [start, stop) of a column of a Hugging Face dataset (hf:NAME...)."""
+    rows = load_rows(file.path)
+    end = rows.num_rows if stop is None else min(stop, rows.num_rows)
+    if text_key not in rows.columns:
+        yield from _missing_column(number, rows.stored_bytes, text_key, rows.columns, start)
+        return
+    for first, column in rows.steps(text_key, start):
+        row = first
+        for texts in _cut(column[: end - first].chunks if first < end else [], sizes.chunk_bytes):
+            row, before = row + sum(map(len, texts)), row
+            stored = rows.stored_bytes * row // rows.num_rows
+            yield Chunk(number, before, row, stored, partial(_load, texts, text_key))
+
+
+def _check(file: CorpusFile) -> None:
+    """The file may be read and is as long as when it was listed."""
+    descriptor = open_stored(file)
+    try:
+        stored_size(descriptor, file)
+    finally:
+        os.close(descriptor)
+
+
+def _batch_rows(group: Any, text_key: str, sizes: Sizes) -> int:
+    """How many rows of a row group to decode at once: about two chunks of text."""
+    columns = [group.column(index) for index in range(group.num_columns)]
+    text_bytes = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_key)
+    return max(1, min(_BATCH_ROWS, 2 * sizes.chunk_bytes * group.num_rows // max(text_bytes, 1)))
+
+
+def _missing_column(number: int, size: int, text_key: str, present: Sequence[str], start: int) -> Iterator[Chunk]:
+    """One row that says so, and is the whole file."""
+    bad = ((0, missing_key(text_key, list(present), "column")),)
+    if start == 0:
+        yield Chunk(number, 0, 1, size, partial(Texts, b"", np.zeros(2, np.int64), bad))
+
+
+def _cut(arrays: Sequence[Any], chunk_bytes: int) -> Iterator[list[Any]]:
+    """The rows of `arrays` in groups of at most `chunk_bytes` of text, or one row; each group as slices of arrays.
+
+    Where a group ends follows from where it starts.
+    """
+    group: list[Any] = []
+    room = chunk_bytes
+    for array in map(_plain, arrays):
+        ends = _text_ends(array)
+        low = 0
+        while low < len(array):
+            before = int(ends[low - 1]) if low else 0
+            high = int(np.searchsorted(ends, before + room, side="right"))
+            high = max(high, low if group else low + 1)
+            if high > low:
+                group.append(array[low:high])
+                room -= int(ends[high - 1]) - before
+            if high < len(array):
+                yield group
+                group, room = [], chunk_bytes
+            low = high
+    if group:
+        yield group
+
+
+def _text_ends(array: Any) -> NDArray[np.int64]:
+    """int64 [n]: bytes of an array's texts up to and with each one; 0 where they are not stored one by one."""
+    if not len(array) or not _is_text(array):
+        return np.zeros(len(array), np.int64)
+    offsets = _offsets(array)
+    return offsets[1:] - offsets[0]
+
+
+def _load(arrays: Sequence[Any], text_key: str) -> Texts:
+    import pyarrow
+    import pyarrow.compute
+
+    array = arrays[0] if len(arrays) == 1 else pyarrow.concat_arrays(arrays)
+    if not _is_text(array):
+        values = array.to_pylist()
+        bad = tuple((index, not_text(text_key, value)) for index, value in enumerate(values))
+        return Texts(b"", np.zeros(len(array) + 1, np.int64), bad)
+    none: tuple[tuple[int, BadDocument], ...] = ()
+    if array.null_count:
+        nulls = np.flatnonzero(pyarrow.compute.is_null(array).to_numpy(zero_copy_only=False))
+        none = tuple((index, not_text(text_key, None)) for index in nulls.tolist())
+    data = array.buffers()[2]
+    return Texts(memoryview(data) if data is not None else b"", _offsets(array), none)
+
+
+def _is_text(array: Any) -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_string(array.type) or pyarrow.types.is_large_string(array.type))
+
+
+def _plain(array: Any) -> Any:
+    """Text that is stored as a dictionary or as views, as one buffer; anything else as it is."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array.cast(pyarrow.large_string()) if pyarrow.types.is_string_view(array.type) else array
+
+
+def _offsets(array: Any) -> NDArray[np.int64]:
+    """int64 [n + 1] into the array's data."""
+    import pyarrow
+
+    width = np.int32 if pyarrow.types.is_string(array.type) else np.int64
+    offsets = np.frombuffer(array.buffers()[1], dtype=width)
+    return offsets[array.offset : array.offset + len(array) + 1].astype(np.int64, copy=False)
