@@ -79,6 +79,30 @@ size_t Bpe::merge_long(uint32_t* symbols, size_t length) const {
     return left;
 }
 
+// Merges the first `length` symbols of the segment, by memory where it can.
+size_t Bpe::merge(State& state, size_t length) const {
+    uint32_t* symbols = state.segment.data();
+    if (length > kRemembered) return length <= kShort ? merge_short(symbols, length) : merge_long(symbols, length);
+    uint64_t hash = length;
+    for (size_t place = 0; place < length; ++place) hash = (hash ^ symbols[place]) * 0x9E3779B97F4A7C15u;
+    State::Remembered& entry = state.remembered[hash >> (64 - kRememberedBits)];
+    const size_t bytes = length * sizeof(uint32_t);
+    if (entry.length == length && std::memcmp(entry.symbols, symbols, bytes) == 0) {
+        std::memcpy(symbols, entry.left, entry.num_left * sizeof(uint32_t));
+        return entry.num_left;
+    }
+    uint32_t before[kRemembered];
+    std::memcpy(before, symbols, bytes);
+    const size_t num_left = merge_short(symbols, length);
+    if (num_left <= kRememberedLeft) {
+        entry.length = static_cast<uint32_t>(length);
+        entry.num_left = static_cast<uint32_t>(num_left);
+        std::memcpy(entry.symbols, before, bytes);
+        std::memcpy(entry.left, symbols, num_left * sizeof(uint32_t));
+    }
+    return num_left;
+}
+
 template <typename Id>
 inline void Bpe::put_unknown(uint32_t code_point, State& state, IdBuffer<Id>& ids) const {
     if (!byte_fallback_) {
@@ -121,43 +145,29 @@ inline void Bpe::flush(State& state, IdBuffer<Id>& ids) const {
         const uint32_t joined = join(symbols[0], symbols[1]);
         if (joined != kNone) return put(joined, state, ids);
     } else if (length > 2) {
-        length = length <= kShort ? merge_short(symbols, length) : merge_long(symbols, length);
+        length = merge(state, length);
     }
     for (size_t place = 0; place < length; ++place) put(symbols[place], state, ids);
 }
 
-// A character of `length` bytes with a mark, at the start of `rest`; returns the bytes read, 0 where more text is
-// needed.
+// A character of `length` bytes with a mark, which stands by itself.
 template <typename Id>
-size_t Bpe::put_mark(uint32_t mark, std::string_view rest, size_t length, bool last, State& state,
-                     IdBuffer<Id>& ids) const {
-    if ((mark & kUnknown) != 0) {
-        put_unknown(mark & ~kUnknown, state, ids);
-        return length;
-    }
+inline void Bpe::put_mark(uint32_t mark, State& state, IdBuffer<Id>& ids) const {
+    if ((mark & kUnknown) != 0) return put_unknown(mark & ~kUnknown, state, ids);
+    state.after_unknown = false;
     if (mark == kSpaceMark) {
         for (int id : space_mark_ids_) ids.put(id);
-        state.after_unknown = false;
-        return length;
-    }
-    if ((mark & kSymbolStart) == 0) {
+    } else {
         ids.put(static_cast<int>(mark & ~kKnown));
-        state.after_unknown = false;
-        return length;
     }
-    if (!last && rest.size() < longest_user_symbol_) return 0;
-    const Start& start = starts_[mark & ~kSymbolStart];
+}
+
+// The longest user-defined symbol of `start` that `rest` begins with, or none.
+const Bpe::UserSymbol* Bpe::match(const Start& start, std::string_view rest) {
     for (const UserSymbol& symbol : start.symbols) {
-        if (rest.substr(0, symbol.text.size()) == symbol.text) {
-            ids.put(symbol.id);
-            state.after_unknown = false;
-            return symbol.text.size();
-        }
+        if (rest.substr(0, symbol.text.size()) == symbol.text) return &symbol;
     }
-    if (start.otherwise >= kMarks) return put_mark(start.otherwise, rest, length, last, state, ids);
-    state.segment[0] = start.otherwise;
-    state.length = 1;
-    return length;
+    return nullptr;
 }
 
 template <typename Id>
@@ -187,14 +197,25 @@ size_t Bpe::encode(std::string_view text, bool last, State& state, IdBuffer<Id>&
             }
             symbol = symbol_of(code_point(rest.data(), length));
         }
+        if ((symbol & kMarkKind) == kSymbolStart) {
+            const std::string_view rest(reinterpret_cast<const char*>(at), static_cast<size_t>(end - at));
+            if (!last && rest.size() < longest_user_symbol_) break;
+            const Start& start = starts_[symbol & ~kSymbolStart];
+            if (const UserSymbol* found = match(start, rest); found != nullptr) {
+                flush(state, ids);
+                ids.put(found->id);
+                state.after_unknown = false;
+                at += found->text.size();
+                continue;
+            }
+            symbol = start.otherwise;
+        }
         if (symbol < kMarks) {
             if (state.length > 0 && !neighbours(segment[state.length - 1], symbol)) flush(state, ids);
             segment[state.length++] = symbol;
         } else {
             flush(state, ids);
-            const std::string_view rest(reinterpret_cast<const char*>(at), static_cast<size_t>(end - at));
-            length = put_mark(symbol, rest, length, last, state, ids);
-            if (length == 0) break;
+            put_mark(symbol, state, ids);
         }
         at += length;
     }

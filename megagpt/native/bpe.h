@@ -52,8 +52,20 @@ class Bpe {
     // `space_mark_ids` are given (raw only), a U+2581 in the text becomes these. Throws std::runtime_error.
     Bpe(const ModelFile& model, bool raw, std::vector<int> space_mark_ids);
 
+    static constexpr size_t kRemembered = 12;     // symbols of a segment that is remembered
+    static constexpr size_t kRememberedLeft = 6;  // and of what it is merged to
+    static constexpr int kRememberedBits = 13;
+
     // One document's state; its buffers are kept from one document to the next.
     struct State {
+        // Segments merged before, each in the place that its hash gives.
+        struct Remembered {
+            uint32_t length = 0;
+            uint32_t num_left = 0;
+            uint32_t symbols[kRemembered];
+            uint32_t left[kRememberedLeft];
+        };
+        std::vector<Remembered> remembered = std::vector<Remembered>(1 << kRememberedBits);
         std::vector<uint32_t> segment;  // symbols not yet decided, `length` of them
         size_t length = 0;
         bool after_unknown = false;
@@ -82,6 +94,7 @@ class Bpe {
     static constexpr uint32_t kSymbolStart = 1u << 30;  // | index: user-defined symbols can begin here
     static constexpr uint32_t kSpaceMark = 3u << 29;
     static constexpr uint32_t kUnknown = 1u << 31;  // | code point
+    static constexpr uint32_t kMarkKind = 7u << 29;
     static constexpr uint32_t kNone = ~0u;
 
     struct UserSymbol {
@@ -105,6 +118,7 @@ class Bpe {
     bool before(uint32_t one, uint32_t other) const;
     size_t merge_short(uint32_t* symbols, size_t length) const;
     size_t merge_long(uint32_t* symbols, size_t length) const;
+    size_t merge(State& state, size_t length) const;
     template <typename Id>
     void flush(State& state, IdBuffer<Id>& ids) const;
     template <typename Id>
@@ -112,8 +126,8 @@ class Bpe {
     template <typename Id>
     void put_unknown(uint32_t code_point, State& state, IdBuffer<Id>& ids) const;
     template <typename Id>
-    size_t put_mark(uint32_t mark, std::string_view rest, size_t length, bool last, State& state,
-                    IdBuffer<Id>& ids) const;
+    void put_mark(uint32_t mark, State& state, IdBuffer<Id>& ids) const;
+    static const UserSymbol* match(const Start& start, std::string_view rest);
 
     bool raw_;
     bool byte_fallback_;

@@ -103,8 +103,8 @@ size_t Worker<Id>::encode_texts(const char* data, const int64_t* offsets, size_t
 
 template <typename Id>
 void Worker<Id>::encode_text(std::string_view text) {
-    if (is_utf8(text)) {
-        encode_valid(text);
+    if (!core_.raw || is_utf8(text)) {
+        encode_valid(text);  // the normaliser takes any bytes
     } else {
         encode_valid(replace_invalid(text));
     }
