@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,11 +159,11 @@ class _Build:
             discard(self._out)
         record = self._journal.read()
         self._committed = record.committed
-        kept = list(record.committed)
         try:
             if record.finish is None:
                 _refuse_existing(self._out, self._how.overwrite)
             position = self._begin(record)
+            kept = list(self._committed)
             finish = record.finish or self._build_rest(position)
             publish(self._out, finish)
             self._journal.remove()
@@ -185,16 +186,19 @@ class _Build:
             return Position(0, 0, 0)
         check_same_request(record.plan, self._plan, record.committed, self._out.prefix)
         finished = record.finish is not None
-        written = self._out.bin if not finished or self._out.bin.exists() else self._out.targets[0]
-        verify_written(self._out, written, record.committed, self._dtype.itemsize, lengths=not finished)
         changed = changed_inputs(record.plan.inputs, self._plan.inputs)
         if finished:  # nothing more is read, so an input that can be read only once need not be there
             files = {state.path for state in self._plan.inputs if state.mtime_ns is not None}
             changed = [path for path in changed if path in files]
-        position = position_after(self._reading, record.committed, changed, complete=finished)
-        if record.plan != self._plan and not finished:
-            self._journal.append(self._plan)
-        self._how.on_note(f"going on with the build of {self._out.prefix} after {in_words(record.committed)}")
+        elif changed and self._committed[-1].last:  # the input may have grown, and its last shard with it
+            self._committed.pop()
+        written = self._out.bin if not finished or self._out.bin.exists() else self._out.targets[0]
+        verify_written(self._out, written, self._committed, self._dtype.itemsize, lengths=not finished)
+        position = position_after(self._reading, self._committed, changed, complete=finished)
+        if not finished:
+            self._journal.append(replace(self._plan, num_committed=len(self._committed)))
+        if self._committed:
+            self._how.on_note(f"going on with the build of {self._out.prefix} after {in_words(self._committed)}")
         return position
 
     def _build_rest(self, position: Position) -> Finish:

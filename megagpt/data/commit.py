@@ -6,10 +6,12 @@ no thread exists only to hand things on; the calling thread waits, where an inte
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 _PROGRESS_SECONDS = 0.1
+_PATIENCE_SECONDS = 5.0
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,7 +36,8 @@ def run_in_order(
 
     The first error in the order of the items, wherever it comes from, is raised after what comes before it has been
     committed; nothing after it is, and no further item is taken. An interrupt of the calling thread stops all threads
-    after the item each is at, and is raised.
+    after the item each is at, and is raised. Nothing is committed any more once this has returned; a thread that does
+    not come back from its item, or from waiting for the next one (standard input may never end), is left behind.
     """
     assert workers >= 1, workers
     assert ahead >= workers, (ahead, workers)
@@ -53,8 +56,12 @@ def run_in_order(
                 on_progress()
     finally:
         ordered.stop()
-        for thread in threads[:started]:
-            thread.join()
+        patient_until = time.monotonic() + _PATIENCE_SECONDS
+        try:
+            for thread in threads[:started]:
+                thread.join(max(patient_until - time.monotonic(), 0))
+        finally:  # a second interrupt ends the patience, but what a commit writes to must not be closed under it
+            ordered.wait_for_commit()
     if ordered.error is not None:
         raise ordered.error
 
@@ -68,7 +75,7 @@ class _Ordered(Generic[T, R]):
         self._commit = commit
         self._ahead = ahead
         self._taking = threading.Lock()
-        self._state = threading.Condition()
+        self._state = threading.Condition(threading.RLock())
         self._taken = 0
         self._committed = 0
         self._results: dict[int, R | _Failure] = {}
@@ -79,8 +86,14 @@ class _Ordered(Generic[T, R]):
         self._done = threading.Event()
 
     def wait(self, seconds: float | None) -> bool:
-        """Whether all threads have ended, waiting for it at most `seconds`."""
+        """Whether all threads have ended or there is an error, waiting for it at most `seconds`."""
         return self._done.wait(seconds)
+
+    def wait_for_commit(self) -> None:
+        """Return when no thread is committing; after `stop`, none will begin to."""
+        with self._state:
+            while self._committing:
+                self._state.wait()
 
     def stop(self) -> None:
         """Take and commit nothing more."""
@@ -140,7 +153,11 @@ class _Ordered(Generic[T, R]):
                 return  # that thread will find it
             self._committing = True
         while (ready := self._next_ready()) is not None:
-            self._commit(ready)
+            try:
+                self._commit(ready)
+            except BaseException:
+                self._end_committing()
+                raise
             with self._state:
                 self._committed += 1
                 self._state.notify_all()
@@ -152,8 +169,9 @@ class _Ordered(Generic[T, R]):
             if isinstance(ready, _Failure):
                 self.error = self.error or ready.error
                 self._stopped = True
+                self._done.set()
             if ready is None or self._stopped:
-                self._committing = False
+                self._end_committing()
                 return None
             return ready  # type: ignore[return-value]
 
@@ -162,4 +180,10 @@ class _Ordered(Generic[T, R]):
         with self._state:
             self.error = self.error or error
             self._no_more = self._stopped = True
+            self._state.notify_all()
+            self._done.set()
+
+    def _end_committing(self) -> None:
+        with self._state:
+            self._committing = False
             self._state.notify_all()

@@ -57,6 +57,7 @@ class Plan:
     chunk_bytes: int
     long_line_bytes: int
     shard_bytes: int
+    num_committed: int = 0  # shards recorded before this line that still count
     format_version: int = FORMAT_VERSION
 
 
@@ -88,6 +89,7 @@ class Committed:
     next_source: int
     next_position: int
     stored_bytes_read: int  # of the whole input, up to here
+    last: bool  # it ends where the input ended, and would hold more if the input had grown
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,7 @@ def _record(bodies: list[Mapping[str, Any]], path: Path) -> Record:
     for body in bodies:
         if "plan" in body:
             plan = _plan(body["plan"], path)
+            del committed[plan.num_committed :]
         elif "shard" in body:
             committed.append(_committed(body["shard"]))
         else:

@@ -126,7 +126,7 @@ class ShardWriter:
     def finish(self) -> None:
         """Close the last shard. It is committed when the context has ended, or `wait` has returned."""
         if self._shard.parts:
-            self._close_shard()
+            self._close_shard(last=True)
 
     def wait(self) -> None:
         """Return when everything is committed. Raises what went wrong."""
@@ -154,11 +154,11 @@ class ShardWriter:
         self._num_documents += len(lengths)
         self._num_tokens += num_tokens
 
-    def _close_shard(self) -> None:
+    def _close_shard(self, last: bool = False) -> None:
         next_source, next_position = self._shard.parts[-1].source, self._shard.parts[-1].stop
         if next_source == self._damaged_source:
             next_source, next_position = next_source + 1, 0
-        self._recorder.record(self._shard.record(next_source, next_position, self._stored_bytes_read))
+        self._recorder.record(self._shard.record(next_source, next_position, self._stored_bytes_read, last))
         self._shard = _OpenShard()
 
 
@@ -212,7 +212,7 @@ class _OpenShard:
             part.text_bytes += piece.encoded.text_bytes
             part.num_characters += piece.encoded.num_characters
 
-    def record(self, next_source: int, next_position: int, stored_bytes_read: int) -> Committed:
+    def record(self, next_source: int, next_position: int, stored_bytes_read: int, last: bool) -> Committed:
         parts = tuple(part.closed() for part in self.parts)
         shard = Shard(
             first_source=parts[0].source,
@@ -235,6 +235,7 @@ class _OpenShard:
             next_source=next_source,
             next_position=next_position,
             stored_bytes_read=stored_bytes_read,
+            last=last,
         )
 
 

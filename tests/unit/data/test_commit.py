@@ -148,3 +148,48 @@ def test_progress_is_shown_while_the_threads_work() -> None:
 
     run_in_order(iter(range(4)), worker(lambda item: time.sleep(0.15) or item), lambda _: None, 1, 1, progress)
     assert 2 <= len(calls) <= 8
+
+
+def test_a_thread_that_never_comes_back_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where standard input stays open after a line that is wrong."""
+    monkeypatch.setattr("megagpt.data.commit._PATIENCE_SECONDS", 0.1)
+    never = threading.Event()
+    committed: list[int] = []
+
+    def source() -> Iterator[int]:
+        yield from range(3)
+        never.wait()
+
+    def fail(item: int) -> int:
+        if item == 2:
+            time.sleep(0.1)  # the other thread is waiting for the next item by now
+            raise ValueError("two")
+        return item
+
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="two"):
+        run_in_order(source(), worker(fail), committed.append, 2, ahead=6)
+    assert time.monotonic() - begun < 2
+    assert committed == [0, 1]
+    never.set()
+
+
+def test_a_commit_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it writes to must not be closed under it, however impatient we are."""
+    monkeypatch.setattr("megagpt.data.commit._PATIENCE_SECONDS", 0.0)
+    committing, committed = threading.Event(), []
+
+    def commit(item: int) -> None:
+        committing.set()
+        time.sleep(0.3)
+        committed.append(item)
+
+    def interrupt() -> None:
+        if committing.is_set():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_order(iter(range(10)), worker(lambda item: item), commit, 2, 4, interrupt)
+    assert committed == [0]
+    time.sleep(0.4)
+    assert committed == [0]

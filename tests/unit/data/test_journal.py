@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ SHARD = Committed(
     next_source=0,
     next_position=10,
     stored_bytes_read=10,
+    last=False,
 )
 
 
@@ -52,6 +54,8 @@ def test_what_was_written_is_read(path: Path) -> None:
         assert journal.read() == (PLAN, [SHARD, SHARD], None)
         journal.append(Finish(10, 20, 30))
         assert journal.read() == (PLAN, [SHARD, SHARD], Finish(10, 20, 30))
+        journal.append(replace(PLAN, num_committed=1))
+        assert journal.read().committed == [SHARD], "a plan says how many shards before it still count"
         journal.clear()
         assert journal.read() == (None, [], None)
         journal.remove()
