@@ -5,7 +5,7 @@ In: the command line. Out: an exit status. The work is in megagpt/data.
 
 import sys
 
-from megagpt.data.cli import VERBS
+from megagpt.data.cli_datasets import VERBS
 from megagpt.data.tool import run_tool
 
 if __name__ == "__main__":

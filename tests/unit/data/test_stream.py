@@ -13,8 +13,9 @@ from megagpt.data.entropy import count_labels, unigram_entropy
 from megagpt.data.indexed import IndexedDataset
 from megagpt.data.indexed_writer import IndexedWriter
 from megagpt.data.samples import SampleIndex
-from megagpt.data.show import decode_with_ends, show_batch
+from megagpt.data.show import show_batch
 from megagpt.data.stream import BatchStream, make_batch
+from megagpt.data.token_text import decode_with_ends
 from megagpt.errors import DataError
 from megagpt.tokenizer.sentencepiece import SentencePieceTokenizer
 from tests.unit.data.datasets import EOD, numbered_dataset

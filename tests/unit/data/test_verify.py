@@ -59,11 +59,21 @@ def test_a_damaged_shard_is_named_with_its_bytes_documents_and_sources(tmp_path:
     found = verify_dataset(str(tmp_path / "d"), workers=3)
     assert found.problems[0].startswith(
         f"shard 1 of 3 does not have its hash: bytes {start} to {stop} of {tmp_path / 'd.bin'} (documents 10 to 21), "
-        f"built from a.jsonl from 10, 1 files between, to c.jsonl at 22; {sidecar.shards[1].hash} was written, "
+        "built from a.jsonl from position 10, 1 files between, to c.jsonl at 22; "
+        f"{sidecar.shards[1].hash} was written, "
     )
     assert "beyond the vocabulary of 1000" in found.problems[1]
     with pytest.raises(DataError, match=r"dataset .*d is damaged; copy it again or rebuild it:\nshard 1 of 3"):
         found.raise_problems()
+
+
+def test_a_shard_of_one_source_names_it(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", random_documents(8, 30), [10, 20])
+    content = bytearray((tmp_path / "d.bin").read_bytes())
+    content[-3] ^= 1
+    (tmp_path / "d.bin").write_bytes(content)
+    assert "shard 1 of 2 does not have its hash" in problems_of(tmp_path / "d")
+    assert "built from corpus.jsonl, positions 10 to 30;" in problems_of(tmp_path / "d")
 
 
 def test_what_is_well_is_said(tmp_path: Path) -> None:
