@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from corpus_peers.bench import Bench, Plan
 from corpus_peers.cases import Case, builder_cases, format_cases, limit_cases, start_cases, tokenizer_cases
-from corpus_peers.contenders import CONTENDERS, Contender, Corpus, Places
+from corpus_peers.contenders import CONTENDERS, OURS, Contender, Corpus, Places
 from corpus_peers.inputs import (
     compressed,
     converted_tokenizer,
     corpus,
+    one_document,
     other_tokenizers,
     repeated,
     sample,
@@ -33,7 +34,7 @@ from machine import ROOT, commit, machine, versions
 
 PACKAGES = ("numpy", "sentencepiece", "tokenizers", "orjson", "pyarrow", "zstandard", "datatrove", "jieba")
 PEER_PACKAGES = ("torch", "transformers", "sentencepiece", "gigatoken", "awkward", "lm-dataformat")
-PARTS = ("start", "base", "repeat", "limits", "formats", "tokenizers")
+PARTS = ("start", "base", "repeat", "limits", "formats", "long", "tokenizers")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,6 +128,11 @@ def _plans(
             one_corpus = corpus(name, path, work, {1, 2, *options.workers})
             inputs[name] = f"{one_corpus.num_bytes / 1e6:.1f} MB of JSONL" + (" (repeated)" if name == "repeat" else "")
             yield Plan(_size_cases(options, places, entrants, one_corpus, peer_workers, bench), rounds)
+    if "long" in options.parts:
+        path = _derived(work / "long.jsonl", lambda target: one_document(source, target))
+        long = corpus("long", path, work, {1})
+        inputs["long"] = f"one document of {long.num_bytes / 1e6:.1f} MB"
+        yield Plan(list(builder_cases(places, [CONTENDERS[OURS]], long, [most], [])), options.repeat_rounds)
     if "tokenizers" in options.parts:
         part = _derived(work / "sample.jsonl", lambda target: sample(source, target, options.sample_size))
         few = corpus("sample", part, work, {1})
@@ -215,6 +221,7 @@ def _write(
         f"# Tokenizing a corpus, {started}",
         "",
         f"{here['cpu']}, {here['cores']} cores, Python {here['python']}; commit {revision}. {METHOD}",
+        *(f"\nPeer: {name}, commit {found_commit}." for name, found_commit in peers.items() if found_commit),
         *(f"\nNot installed: {name} ({reason})." for name, reason in missing.items()),
         *(f"\nFailed: {name}." for name in failed),
         *markdown(table, found, inputs),

@@ -3,6 +3,7 @@
 Imports only the standard library and holds one block of a file at a time.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -43,6 +44,15 @@ def sample(path: Path, target: Path, num_bytes: int) -> None:
     step = -(-path.stat().st_size // num_bytes) if num_bytes else sys.maxsize
     with open(path, "rb") as lines, open(target, "wb") as output:
         output.writelines(line for number, line in enumerate(lines) if number % step == 0)
+
+
+def one_document(path: Path, target: Path) -> None:
+    """Write one document, on one line, of all the texts of `path`."""
+    with open(path, encoding="utf-8") as lines, open(target, "w", encoding="utf-8") as output:
+        output.write('{"text": "')
+        for line in lines:
+            output.write(json.dumps(json.loads(line)["text"] + "\n", ensure_ascii=False)[1:-1])
+        output.write('"}\n')
 
 
 def compressed(source: Corpus, work: Path) -> Mapping[str, Path]:

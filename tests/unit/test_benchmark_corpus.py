@@ -88,6 +88,7 @@ def test_goals_say_what_is_met_and_what_is_not() -> None:
             False,
         ),
         "100 MB, megagpt on gz: within 1.3 times its decompression alone": ("1.25 times", True),
+        "100 MB, megagpt on gz: under 200 MB of memory": ("150 MB", True),
     }
     text = "\n".join(results.markdown(rows, results.goals(rows, {"base": "100 MB"}), {"base": "100 MB"}))
     assert "| megatron | 2 | 12.500 (12.500–12.500) | 8.0 | 12.50 | 150 (1) | 50.0 | 20.00 |  |  |" in text
@@ -135,6 +136,16 @@ def test_repetitions_and_samples(tmp_path: Path) -> None:
         1_500_000,
         77,
     )
+
+
+def test_one_long_document_has_every_text(tmp_path: Path) -> None:
+    path, other = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    texts = ["天地\n玄黄", 'a "quote"', "\\ \u0001"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    inputs.one_document(path, other)
+    lines = other.read_text(encoding="utf-8").split("\n")
+    assert lines[1:] == [""]
+    assert json.loads(lines[0]) == {"text": "".join(f"{text}\n" for text in texts)}
 
 
 @pytest.fixture(scope="module")
