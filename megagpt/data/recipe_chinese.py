@@ -1,0 +1,175 @@
+"""The recipe for a Chinese corpus: read, normalise, filter, deduplicate, tokenize, merge, as stages of datatrove.
+
+In: `CleanSettings`. Out: the stages in the order they run, each a datatrove pipeline and its number of tasks. How they
+run is in `recipe_run.py`; what they removed, in `recipe_report.py`.
+"""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from megagpt.data.chinese_steps import EXACT, MINHASH, ChineseCleaner, ChineseSignature, TaskReader, task_writer
+from megagpt.data.chinese_text import Form, Rules
+from megagpt.data.corpus import OnError
+from megagpt.data.datatrove_base import DocumentsPipeline, PipelineStep
+from megagpt.data.datatrove_reader import CorpusReader
+from megagpt.data.datatrove_writer import IndexedDatasetWriter, task_prefix
+from megagpt.data.indexed import dataset_files
+from megagpt.data.merge import merge_datasets
+from megagpt.data.recipe_report import clean_report, report_path
+from megagpt.errors import DataError
+
+from datatrove.pipeline.dedup import (  # isort: skip (after our modules, which say it where datatrove is missing)
+    ExactDedupFilter,
+    ExactDedupSignature,
+    ExactFindDedups,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+)
+
+_BUFFERED_LINES = 1000  # of the files of signatures; datatrove's 5 mean a system call for each 5 documents
+
+
+@dataclass(frozen=True)
+class CleanSettings:
+    """What to clean and how. `tasks`: how many parts the corpus is cut into; which duplicate stays depends on it.
+
+    `work` is a folder on a file system that all tasks see: texts between stages, signatures, logs and completion
+    markers. `text_output`: a folder for the clean texts as JSONL; `keep_removed`: keep what was removed in `work`.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    tokenizer: str
+    work: Path
+    tasks: int
+    text_key: str = "text"
+    on_error: OnError = "raise"
+    form: Form = "NFC"
+    simplified: bool = False
+    rules: Rules = field(default_factory=Rules)
+    keep_removed: bool = False
+    text_output: str | None = None
+
+
+class Stage(NamedTuple):
+    """A datatrove pipeline that runs as `tasks` tasks, when the stage before it is done."""
+
+    name: str
+    title: str
+    tasks: int
+    pipeline: list[PipelineStep]
+
+
+def chinese_stages(settings: CleanSettings) -> list[Stage]:
+    """The recipe. Raises DataError where inputs or tokenizer are missing."""
+    work, tasks = settings.work, settings.tasks
+    exact, near = work / "exact", work / "near"
+
+    def removed(by: str) -> object:
+        return task_writer(work / "removed" / by) if settings.keep_removed else None
+
+    def texts() -> list[PipelineStep]:
+        return [TaskReader(str(work / "text")), ExactDedupFilter(str(exact / "duplicates"), EXACT, removed("exact"))]
+
+    write: list[PipelineStep] = [IndexedDatasetWriter(settings.output, settings.tokenizer)]
+    if settings.text_output is not None:
+        write.insert(0, task_writer(Path(settings.text_output)))
+    return [
+        Stage(
+            "clean",
+            "read, normalise, filter",
+            tasks,
+            [
+                CorpusReader(settings.inputs, settings.text_key, settings.on_error),
+                ChineseCleaner(settings.rules, settings.form, settings.simplified, removed("rules")),
+                task_writer(work / "text"),
+                ExactDedupSignature(str(exact / "signatures"), EXACT, finder_workers=tasks),
+            ],
+        ),
+        Stage(
+            "exact",
+            "find exact duplicates",
+            tasks,
+            [
+                ExactFindDedups(
+                    str(exact / "signatures"), str(exact / "duplicates"), EXACT, lines_to_buffer=_BUFFERED_LINES
+                )
+            ],
+        ),
+        Stage("signatures", "MinHash signatures", tasks, [*texts(), ChineseSignature(str(near / "signatures"))]),
+        Stage(
+            "buckets",
+            "find near-duplicates",
+            MINHASH.num_buckets,
+            [
+                MinhashDedupBuckets(
+                    str(near / "signatures"), str(near / "pairs"), config=MINHASH, lines_to_buffer=_BUFFERED_LINES
+                )
+            ],
+        ),
+        Stage(
+            "cluster",
+            "group near-duplicates",
+            1,
+            [
+                MinhashDedupCluster(
+                    str(near / "pairs"), str(near / "groups"), config=MINHASH, lines_to_buffer=_BUFFERED_LINES
+                )
+            ],
+        ),
+        Stage(
+            "tokenize",
+            "deduplicate, tokenize",
+            tasks,
+            [*texts(), MinhashDedupFilter(str(near / "groups"), removed("near")), *write],
+        ),
+        Stage("merge", "merge", 1, [MergeParts(settings)]),
+        Stage("tidy", "remove what is not needed any more", 1, [Tidy(settings)]),
+    ]
+
+
+class MergeParts(PipelineStep):
+    """A datatrove step that joins the parts into the dataset, and writes the report beside it. Takes no documents."""
+
+    type = "🧩 - MERGE"
+    name = "📚 Indexed dataset"
+
+    def __init__(self, settings: CleanSettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
+        """Raises DataError where no document is left."""
+        settings = self.settings
+        report = clean_report(settings.work)
+        if report.num_documents == 0:
+            raise DataError("\n".join(["no document is left; loosen the rules or look at the input", *report.lines()]))
+        merge_datasets(settings.output, part_prefixes_of(settings), overwrite=True)
+        report_path(settings.output).write_text(report.to_json(), encoding="utf-8")
+
+
+class Tidy(PipelineStep):
+    """A datatrove step that removes the parts, the texts between stages and the signatures; logs and reports stay."""
+
+    type = "🧹 - TIDY"
+    name = "parts and signatures"
+
+    def __init__(self, settings: CleanSettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
+        """Does nothing where they are gone already."""
+        for part in part_prefixes_of(self.settings):
+            for path in dataset_files(part):
+                path.unlink(missing_ok=True)
+        for folder in ("text", "exact", "near"):
+            shutil.rmtree(self.settings.work / folder, ignore_errors=True)
+
+
+def part_prefixes_of(settings: CleanSettings) -> list[str]:
+    """The parts that the tokenizing stage writes."""
+    return [task_prefix(settings.output, task, settings.tasks) for task in range(settings.tasks)]

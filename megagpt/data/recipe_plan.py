@@ -1,0 +1,103 @@
+"""What a cleaning was begun with, kept in its work folder: a later run goes on only with the same. Runs nothing."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megagpt.data.corpus import corpus_files
+from megagpt.data.indexed import dataset_files
+from megagpt.data.recipe_chinese import CleanSettings
+from megagpt.errors import DataError
+from megagpt.tokenizer import load_tokenizer
+
+_PLAN = "plan.json"
+
+
+def begin(settings: CleanSettings, restart: bool = False) -> None:
+    """Write down what is being done, or compare it with what was begun in the same `work` folder.
+
+    Raises DataError where the dataset exists and is not of this cleaning, or where inputs, tokenizer or rules are
+    others than those it was begun with. `restart` removes what was done before, and lets the dataset be replaced.
+    """
+    if restart:
+        _remove_work(settings.work)
+    now, begun = _plan(settings), _begun(settings.work)
+    if begun is not None:
+        _compare(settings.work, begun, now)
+        return
+    index = dataset_files(settings.output)[1]
+    if index.exists() and not restart:
+        raise DataError(f"{index} exists; choose another output, or replace it with --restart")
+    settings.work.mkdir(parents=True, exist_ok=True)
+    partial = settings.work / f"{_PLAN}.partial"
+    partial.write_text(json.dumps(now, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, settings.work / _PLAN)
+
+
+def planned_tasks(work: Path) -> int | None:
+    """The number of tasks that the cleaning in `work` was begun with; None where none was begun."""
+    begun = _begun(work)
+    return None if begun is None else int(begun["tasks"])
+
+
+@contextmanager
+def held(work: Path) -> Iterator[None]:
+    """Keep other processes of this machine out of `work`. Raises DataError where one is in it."""
+    with open(work / _PLAN) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another process is cleaning in {work} now; wait for it, or choose another --work"
+            ) from error
+        yield
+
+
+def _begun(work: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((work / _PLAN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{work / _PLAN} is damaged ({error}); start over with --restart") from error
+
+
+def _plan(settings: CleanSettings) -> dict[str, Any]:
+    """What must be the same for the work of one run to serve another, as JSON holds it."""
+    plan = asdict(settings)
+    del plan["work"]
+    plan["output"] = os.path.abspath(settings.output)
+    plan["tokenizer"] = load_tokenizer(settings.tokenizer).fingerprint
+    plan["inputs"] = [
+        [file.path, file.size_bytes, os.stat(file.path).st_mtime_ns] for file in corpus_files(settings.inputs)
+    ]
+    plan.update(plan.pop("rules"))
+    return json.loads(json.dumps(plan))
+
+
+def _compare(work: Path, begun: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, value in now.items():
+        if begun.get(name) == value:
+            continue
+        was = (
+            "other inputs" if name == "inputs" else f"{name.replace('_', ' ')} {begun.get(name)}, which is now {value}"
+        )
+        raise DataError(
+            f"the cleaning in {work} was begun with {was}; go on with what it was begun with, start over with "
+            "--restart, or choose another --work folder"
+        )
+
+
+def _remove_work(work: Path) -> None:
+    """Remove a work folder; one that is none of ours is an error."""
+    if not work.exists():
+        return
+    if not (work / _PLAN).exists() and any(work.iterdir()):
+        raise DataError(f"{work} is not the work folder of a cleaning: it has no {_PLAN}; choose another --work folder")
+    shutil.rmtree(work)
