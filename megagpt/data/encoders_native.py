@@ -21,6 +21,7 @@ from megagpt.data.sources_types import BOM, JsonLines, LongLine, LongText, Paylo
 from megagpt.native import _encoder
 
 _WINDOW_BYTES = 1 << 20
+_EMPTY = BadDocument(EMPTY_TEXT, "the text is empty")
 _TEXT, _BLANK = 0, 1  # what _encoder.find_text finds
 
 
@@ -43,8 +44,8 @@ class NativeEncoder:
                 return self._taken(self._texts(payload))
             case LongLine():
                 return self._long_line(payload)
-            case LongText():
-                return self._long_text(payload)
+            case LongText(_, start, stop):
+                return self._long_text(payload) if start < stop else self._nothing(_EMPTY)
 
     def encode_text(self, text: bytes) -> list[int]:
         """Ids of one text, without the end-of-document id; what is not UTF-8 is encoded as U+FFFD."""
@@ -128,7 +129,7 @@ class NativeEncoder:
             self._worker.begin()
             at = len(BOM) if content[: len(BOM)] == BOM else 0
             if at == len(content):
-                return self._nothing(BadDocument(EMPTY_TEXT, "the text is empty"))
+                return self._nothing(_EMPTY)
             begin, highest, rest = at, -1, b""
             first_byte = len(mapped) - len(content)
             while at < len(content):

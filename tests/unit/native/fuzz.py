@@ -68,7 +68,7 @@ def model_kinds() -> list[ModelKind]:
     return kinds
 
 
-def train(kind: ModelKind, texts: Sequence[str], rules_file: str) -> bytes:
+def train(kind: ModelKind, texts: Sequence[str], rules_file: str, vocab_size: int = 4000) -> bytes:
     """A small model of this kind; `rules_file` holds RULES."""
     model = io.BytesIO()
     rule = {"normalization_rule_tsv": rules_file} if kind.normalization == "rules" else {}
@@ -77,7 +77,7 @@ def train(kind: ModelKind, texts: Sequence[str], rules_file: str) -> bytes:
         sentence_iterator=iter(texts),
         model_writer=model,
         model_type=kind.model_type,
-        vocab_size=4000,
+        vocab_size=vocab_size,
         hard_vocab_limit=False,
         character_coverage=0.99,
         normalization_rule_name=name,
