@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--sample-size", type=size_argument, default="10MB", help="text for WordPiece and Jieba-BPE (default: 10MB)"
     )
-    made.add_argument("--work", type=Path, help="folder for inputs and outputs; kept (default: a temporary one)")
+    made.add_argument("--work", type=Path, help="empty folder for inputs and outputs; kept (default: a temporary one)")
     made.add_argument("--timeout", type=float, default=3600, help="seconds after which a run has failed")
     made.add_argument("--output", type=Path, help="JSON file; .md beside it (default: results/corpus-DATE.json)")
     return made
@@ -73,13 +73,17 @@ def main() -> int:
     output = options.output or Path(__file__).resolve().parent / "results" / f"corpus-{started}.json"
     work = Path(tempfile.mkdtemp(prefix="corpus-benchmark-")) if options.work is None else options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    if any(work.iterdir()):
+        raise SystemExit(f"--work {work} is not empty; name a new folder")
     try:
         places, contenders, missing = _contenders(options, work)
         bench = Bench(work, options.timeout, _hidden(options, places, output))
         inputs: dict[str, str] = {}
         for plan in _plans(options, places, contenders, bench, inputs):
-            bench.run(plan)
-            _write(output, options, bench, inputs, missing, started, places)
+            try:
+                bench.run(plan)
+            finally:  # an interrupted measurement leaves what it has
+                _write(output, options, bench, inputs, missing, started, places)
     finally:
         if options.work is None:
             shutil.rmtree(work)
@@ -188,7 +192,7 @@ def _write(
     started: str,
     places: Places,
 ) -> None:
-    """The result so far, so that an interrupted measurement leaves what it has."""
+    """The result so far."""
     table = rows(bench.measured, bench.identical)
     found = goals(table, inputs)
     peers = {} if places.peers is None else {name: commit(places.peers / name) for name in ("megatron-lm", "gpt-neox")}

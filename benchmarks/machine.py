@@ -3,12 +3,12 @@
 Names no host, user or folder, so that a result file can be published. Imports only the standard library.
 """
 
+import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,17 +27,23 @@ def machine() -> dict[str, object]:
 
 
 def versions(packages: Sequence[str], python: str = sys.executable) -> dict[str, str | None]:
-    """Version of each package as `python` sees it, None where it is not installed there."""
-    if python == sys.executable:
-        return {name: _version(name) for name in packages}
-    code = (
-        "import json, sys\nfrom importlib import metadata\nfound = {}\nfor name in sys.argv[1:]:\n"
-        "    try: found[name] = metadata.version(name)\n    except metadata.PackageNotFoundError: found[name] = None\n"
-        "print(json.dumps(found))"
+    """Version of `python` and of each package as it sees it, None where it is not installed there."""
+    return dict(
+        json.loads(subprocess.run([python, "-c", _VERSIONS, *packages], capture_output=True, check=True).stdout)
     )
-    import json
 
-    return dict(json.loads(subprocess.run([python, "-c", code, *packages], capture_output=True, check=True).stdout))
+
+_VERSIONS = """
+import json, platform, sys
+from importlib import metadata
+found = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        found[name] = None
+print(json.dumps(found))
+"""
 
 
 def commit(folder: Path = ROOT) -> str | None:
@@ -62,10 +68,3 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
