@@ -111,7 +111,7 @@ def _second_ratio(case: Case, own: float, seconds: Mapping[Key, float]) -> float
     if case.kind != BUILDER or ours is None or case.name not in starts or OURS not in starts:
         return None
     rest = ours - starts[OURS]
-    return (own - starts[case.name]) / rest if rest > 0 else None
+    return (own - starts[case.name]) / rest if rest > starts[OURS] else None  # else the difference is mostly noise
 
 
 def scaling(table: Iterable[Row], corpus: str) -> tuple[float, float | None] | None:
