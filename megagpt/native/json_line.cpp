@@ -155,10 +155,10 @@ class Reader {
     const char* next_special() {
         if (pages_ == nullptr) return special(at_, end_);
         while (true) {
+            pages_->passed(at_);
             const char* stop = at_ + std::min(MappedPages::kWindow, static_cast<size_t>(end_ - at_));
             at_ = special(at_, stop);
             if (at_ < stop || stop == end_) return at_;
-            pages_->passed(at_);
         }
     }
 
