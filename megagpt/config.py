@@ -95,7 +95,9 @@ class TokenizerSection(Section):
     """The tokenizer that made the dataset."""
 
     path: str | None = Field(
-        default=None, min_length=1, description="tokenizer file, such as tokenizer.model (SentencePiece)"
+        default=None,
+        min_length=1,
+        description="tokenizer.model, tokenizer.json or vocab.txt, or KIND:FILE, such as jieba-bpe:tokenizer.json",
     )
 
 

@@ -6,7 +6,6 @@ In: arguments. Out: text and an exit status. Starts no process group.
 import argparse
 import math
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
@@ -49,10 +48,12 @@ def tokenizer_vocab_size(config: RunConfig) -> int | None:
 
     Raises DataError where the file is not a tokenizer.
     """
-    if config.tokenizer.path is None or not Path(config.tokenizer.path).exists():
+    if config.tokenizer.path is None:
         return None
-    from megagpt.tokenizer import load_tokenizer  # lazily: its libraries are not needed for a plan without one
+    from megagpt.tokenizer.load import load_tokenizer, split_kind  # needed only for a plan with one
 
+    if not split_kind(config.tokenizer.path)[1].exists():
+        return None
     return load_tokenizer(config.tokenizer.path).vocab_size
 
 

@@ -4,7 +4,7 @@
     RUN/checkpoints/step-00000100/
         manifest.json                       this description, written last
         config.toml                         the resolved configuration
-        tokenizer.model or tokenizer.json   copy of the tokenizer
+        tokenizer.model, tokenizer.json or vocab.txt   copy of the tokenizer
         model-t00-p00.safetensors           weights of tensor rank 0 of pipeline rank 0, by global name
         optimizer-rank00000.pt              optimizer state of one rank
 
@@ -20,6 +20,8 @@ from typing import Any
 
 from megagpt.errors import CheckpointError
 from megagpt.model.spec import ModelSpec
+from megagpt.tokenizer import TokenizerKind
+from megagpt.tokenizer.load import KINDS
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -65,6 +67,7 @@ class Manifest:
     tokenizer_file: str | None
     data_fingerprint: str | None
     files: dict[str, FileRecord]
+    tokenizer_kind: TokenizerKind | None = None  # None: not recorded, so what its name says
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -81,6 +84,11 @@ class Manifest:
         if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"{where} has format version {version}, this megagpt reads version {FORMAT_VERSION}; "
+                "use the megagpt that wrote it, or a newer one"
+            )
+        if values.get("tokenizer_kind") not in (None, *KINDS):
+            raise CheckpointError(
+                f"{where} names a tokenizer of kind {values['tokenizer_kind']!r}, which this megagpt does not know; "
                 "use the megagpt that wrote it, or a newer one"
             )
         try:

@@ -53,9 +53,9 @@ class IndexedDatasetWriter(PipelineStep):
         super().__init__()
         if "://" in str(output):
             raise DataError(f"output {output} is not a path; write to a file system that every task sees")
-        load_tokenizer(tokenizer)  # a wrong file is an error here, not in each task
+        loaded = load_tokenizer(tokenizer)  # a wrong file is an error here, not in each task
         self.output = os.path.abspath(output)
-        self.tokenizer = os.path.abspath(tokenizer)
+        self.tokenizer = f"{loaded.kind}:{os.path.abspath(loaded.path)}"
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Write this task's part; yields every document that it is given."""

@@ -15,6 +15,7 @@ from tokenizers.models import BPE
 from megagpt.errors import ConfigError
 from megagpt.tokenizer import Tokenizer
 from megagpt.tokenizer.sentencepiece import SPACE_MARK
+from megagpt.tokenizer.wordpiece import WordPieceTokenizer
 
 _REMEDY = "train the tokenizer with data_tools/train_tokenizer.py, whose settings can be exported"
 
@@ -25,11 +26,8 @@ class _Piece(NamedTuple):
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Write the three tokenizer files. Raises ConfigError for a SentencePiece model that the format cannot express."""
-    if tokenizer.kind == "sentencepiece":
-        content = sentencepiece_to_json(Path(tokenizer.path))
-    else:
-        content = plain_json(Path(tokenizer.path).read_text(encoding="utf-8"))
+    """Write the three tokenizer files. Raises ConfigError for a tokenizer that the format cannot express."""
+    content = tokenizer_json(tokenizer)
     (folder / "tokenizer.json").write_text(content, encoding="utf-8")
     end_symbol = tokenizers.Tokenizer.from_str(content).id_to_token(tokenizer.eod_id)
     symbols = dict.fromkeys(["bos_token", "eos_token", "pad_token"], end_symbol)
@@ -45,6 +43,20 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     }
     _write_json(folder / "tokenizer_config.json", settings)
     _write_json(folder / "special_tokens_map.json", symbols)
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """The text of a `tokenizer.json` that gives the ids of any tokenizer. Raises ConfigError if none can."""
+    if isinstance(tokenizer, WordPieceTokenizer):
+        return tokenizer.processor.to_str()
+    if tokenizer.kind == "jieba-bpe":
+        raise ConfigError(
+            f"{tokenizer.path} is a Jieba-BPE tokenizer, which this format cannot express: transformers does not cut "
+            "text into jieba's words, so its ids would be others; use the model through `megagpt generate`"
+        )
+    if tokenizer.kind == "sentencepiece":
+        return sentencepiece_to_json(Path(tokenizer.path))
+    return plain_json(Path(tokenizer.path).read_text(encoding="utf-8"))
 
 
 def plain_json(content: str) -> str:

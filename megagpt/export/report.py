@@ -26,7 +26,7 @@ class ExportReport:
     logits_max_difference: float  # to our model with the same stored weights
     logits_tolerance: float
     rounding_max_difference: float  # our model with stored weights to the float32 one; 0 for float32
-    num_texts_compared: int  # every one had identical token ids, and came back whole
+    num_texts_compared: int  # every one had identical token ids, which decode alike
     verified_with: str  # name and version of the library that loaded it
     megagpt_version: str
 

@@ -97,7 +97,7 @@ def load_own_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
     file = folder / manifest.tokenizer_file
     if not file.is_file():
         raise CheckpointError(f"{file} is missing; the checkpoint is not whole, use another one")
-    tokenizer = load_tokenizer(file)
+    tokenizer = load_tokenizer(file, manifest.tokenizer_kind)
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise CheckpointError(
             f"{file} is not the tokenizer that the model was trained with: its fingerprint is {tokenizer.fingerprint}, "

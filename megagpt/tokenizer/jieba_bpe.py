@@ -43,7 +43,7 @@ class JiebaBpeTokenizer:
         if missing:
             raise DataError(
                 f"{path} is not a Jieba-BPE tokenizer: its vocabulary lacks {', '.join(map(repr, missing))}; name the "
-                "tokenizer.json of such a model, or set the tokenizer's kind"
+                f"tokenizer.json of such a model, or write huggingface:{path}"
             )
         self.vocab_size = 1 + max(vocabulary.values())
         self.eod_id: int = vocabulary[END_OF_DOCUMENT]

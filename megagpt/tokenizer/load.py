@@ -1,15 +1,17 @@
-"""From a tokenizer file to a Tokenizer, by its kind or its name; the libraries are imported only when needed."""
+"""From a tokenizer file to a Tokenizer, by its kind or what lies beside it; the libraries are imported when needed."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from megagpt.errors import DataError
 from megagpt.tokenizer.protocol import Tokenizer, TokenizerKind
 
-_NAMES = ("tokenizer.model", "tokenizer.json", "vocab.txt")
-_NAME_OF_KIND = MappingProxyType(
+KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
+# What a tokenizer's file is called; two kinds can share a name.
+FILE_NAMES: Mapping[TokenizerKind, str] = MappingProxyType(
     {
         "sentencepiece": "tokenizer.model",
         "huggingface": "tokenizer.json",
@@ -18,16 +20,21 @@ _NAME_OF_KIND = MappingProxyType(
         "wordpiece-cased": "vocab.txt",
     }
 )
+_NAMES = ("tokenizer.model", "tokenizer.json", "vocab.txt")
 _MODELSCOPE_JIEBA = "text-gen-jieba-tokenizer"  # preprocessor.type in ModelScope's configuration.json
 
 
 def load_tokenizer(path: str | Path, kind: TokenizerKind | None = None) -> Tokenizer:
     """The tokenizer in `path`, a file or a folder with a `tokenizer.model`, `tokenizer.json` or `vocab.txt`.
 
-    Without `kind` it is that of the name: `*.model` is SentencePiece, `*.json` Hugging Face's or, where ModelScope's
-    configuration.json beside it says so, Jieba-BPE; `vocab.txt` is WordPiece, lower-casing unless the
-    tokenizer_config.json beside it says otherwise. Raises DataError, also where the kind cannot be told.
+    A user names the kind before the path, as in `jieba-bpe:tokenizer.json`; a program can give it as `kind`. Else it is
+    what the manifest of a checkpoint beside the file says, or that of the name: `*.model` is SentencePiece; `*.json`
+    Hugging Face's or, where ModelScope's configuration.json beside it says so, Jieba-BPE; `vocab.txt` WordPiece,
+    lower-casing unless the tokenizer_config.json beside it says otherwise. Raises DataError, also where the kind
+    cannot be told.
     """
+    if kind is None:
+        kind, path = split_kind(path)
     file = Path(path)
     if file.is_dir():
         file = _file_in_folder(file, kind)
@@ -37,6 +44,14 @@ def load_tokenizer(path: str | Path, kind: TokenizerKind | None = None) -> Token
             "tokenizer.path"
         )
     return _load(file, kind) if kind else _load_by_name(file)
+
+
+def split_kind(path: str | Path) -> tuple[TokenizerKind | None, Path]:
+    """The kind before a path, as in `jieba-bpe:tokenizer.json`, and the path itself."""
+    for kind in KINDS:
+        if str(path).startswith(f"{kind}:"):
+            return kind, Path(str(path)[len(kind) + 1 :])
+    return None, Path(path)
 
 
 def _load(file: Path, kind: TokenizerKind) -> Tokenizer:
@@ -58,6 +73,9 @@ def _load(file: Path, kind: TokenizerKind) -> Tokenizer:
 
 
 def _load_by_name(file: Path) -> Tokenizer:
+    saved_as = _read_json(file.with_name("manifest.json")).get("tokenizer_kind")  # of a checkpoint of ours
+    if saved_as in KINDS:
+        return _load(file, saved_as)
     if file.suffix == ".model":
         return _load(file, "sentencepiece")
     if file.name == "vocab.txt":
@@ -65,8 +83,8 @@ def _load_by_name(file: Path) -> Tokenizer:
     if file.suffix == ".json":
         return _load_json(file)
     raise DataError(
-        f"cannot tell what kind of tokenizer {file} is; set tokenizer.kind (--tokenizer-kind), or name a SentencePiece "
-        "model `*.model`, a Hugging Face tokenizer `tokenizer.json` and a BERT vocabulary `vocab.txt`"
+        f"cannot tell what kind of tokenizer {file} is; write KIND:{file}, where KIND is {', '.join(KINDS)}, or name a "
+        "SentencePiece model `*.model`, a Hugging Face tokenizer `tokenizer.json` and a BERT vocabulary `vocab.txt`"
     )
 
 
@@ -78,7 +96,7 @@ def _load_json(file: Path) -> Tokenizer:
     if _can_be_jieba_bpe(file):
         raise DataError(
             f"{file} can be a Jieba-BPE tokenizer, as ModelScope's, or a plain one: its vocabulary has the symbols of "
-            "both; set tokenizer.kind (--tokenizer-kind) to jieba-bpe or huggingface"
+            f"both; write jieba-bpe:{file} or huggingface:{file}"
         )
     return _load(file, "huggingface")
 
@@ -113,12 +131,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}); copy it again, or set the tokenizer's kind") from error
+        raise DataError(f"{file} is damaged ({error}); copy it again, or write KIND:FILE") from error
     return values if isinstance(values, dict) else {}
 
 
 def _file_in_folder(folder: Path, kind: TokenizerKind | None) -> Path:
-    names = (_NAME_OF_KIND[kind],) if kind else _NAMES
+    names = (FILE_NAMES[kind],) if kind else _NAMES
     found = [name for name in names if (folder / name).is_file()]
     if len(found) == 1:
         return folder / found[0]

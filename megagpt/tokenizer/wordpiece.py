@@ -8,7 +8,6 @@ So decoding gives back words, not the text: spacing, case and characters outside
 import hashlib
 import io
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,8 @@ END = "[SEP]"  # what BERT's tokenizer puts after a text
 CONTROLS = ("[PAD]", "[CLS]", END, "[MASK]")
 # Words end before these whatever stands there: whitespace, and Chinese characters, which are words of their own.
 WORD_BREAK = re.compile("[ \\t\\n\\r\u4e00-\u9fff]")
-_SPACE_INSIDE = re.compile(r"(?<=(\S)) (?=(\S))")
+# The spaces that decoding leaves out: those between Chinese characters, punctuation and other symbols.
+_NO_SPACE = r"(?<=[\p{Han}\p{P}\p{S}]) (?=[\p{Han}\p{P}\p{S}])"
 
 
 class WordPieceTokenizer:
@@ -65,8 +65,7 @@ class WordPieceTokenizer:
 
         Raises DataError on an id beyond the vocabulary.
         """
-        text = self.processor.decode(check_ids(ids, self.vocab_size, self.path), skip_special_tokens=True)
-        return _SPACE_INSIDE.sub(_space_between, text)
+        return self.processor.decode(check_ids(ids, self.vocab_size, self.path), skip_special_tokens=True)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.processor.encode_batch_fast(texts, add_special_tokens=False)]
@@ -78,14 +77,13 @@ def _read_vocabulary(content: bytes, path: str) -> list[str]:
         lines = io.StringIO(content.decode("utf-8"), newline=None).readlines()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not a vocab.txt: byte {error.start} is not UTF-8; copy it again, or set the tokenizer's kind"
+            f"{path} is not a vocab.txt: byte {error.start} is not UTF-8; copy it again, or name another file"
         ) from error
     pieces = [line.rstrip("\n") for line in lines]
     missing = [symbol for symbol in (UNKNOWN, END) if symbol not in pieces]
     if missing:
         raise DataError(
-            f"{path} is not BERT's vocab.txt: it has no line {' and no line '.join(missing)}; name the vocabulary "
-            "file, or set the tokenizer's kind"
+            f"{path} is not BERT's vocab.txt: it has no line {' and no line '.join(missing)}; name the vocabulary file"
         )
     return pieces
 
@@ -104,19 +102,13 @@ def _build(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
         clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
     )
     processor.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    processor.decoder = decoders.WordPiece(prefix=CONTINUATION)
+    processor.decoder = decoders.Sequence(
+        [
+            decoders.WordPiece(prefix=CONTINUATION),
+            decoders.Fuse(),
+            decoders.Replace(tokenizers.Regex(_NO_SPACE), ""),
+        ]
+    )
     processor.add_special_tokens([symbol for symbol in CONTROLS if symbol in vocabulary])
     processor.encode_special_tokens = True  # a literal "[SEP]" in the text is text
     return processor
-
-
-def _space_between(match: re.Match[str]) -> str:
-    """What stands between two words that the library puts a space between, by the characters on its two sides."""
-    return "" if _needs_no_space(match[1]) and _needs_no_space(match[2]) else " "
-
-
-def _needs_no_space(character: str) -> bool:
-    """Whether it is a Chinese character, or punctuation or another symbol."""
-    if unicodedata.category(character)[0] in "PS":
-        return True
-    return unicodedata.name(character, "").startswith("CJK ")

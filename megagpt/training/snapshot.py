@@ -7,6 +7,7 @@ from megagpt.checkpoint.manifest import FORMAT_VERSION, Manifest
 from megagpt.checkpoint.save import CheckpointContents
 from megagpt.config_file import dump_toml
 from megagpt.parallel.engine import Engine
+from megagpt.tokenizer.load import FILE_NAMES
 from megagpt.training.prepare import PreparedRun
 
 
@@ -25,9 +26,10 @@ def take_snapshot(prepared: PreparedRun, engine: Engine, step: int, loss: float)
         precision=identity.precision,
         seed=identity.seed,
         tokenizer_fingerprint=identity.tokenizer_fingerprint,
-        tokenizer_file="tokenizer" + tokenizer_path.suffix,
+        tokenizer_file=FILE_NAMES[prepared.tokenizer.kind],
         data_fingerprint=identity.data_fingerprint,
         files={},
+        tokenizer_kind=prepared.tokenizer.kind,
     )
     return CheckpointContents(
         manifest, dump_toml(plan.config), tokenizer_path, engine.model_state(), engine.optimizer_state()

@@ -162,6 +162,14 @@ def test_the_vocabulary_is_the_tokenizers(capsys, tmp_path):
     assert f"is less than the {vocab_size} ids of tokenizer.path" in capsys.readouterr().err
 
 
+def test_the_kind_of_tokenizer_can_stand_before_its_path(capsys, tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "chinese.txt").write_text("[UNK]\n[SEP]\n" + "\n".join(map(chr, range(0x4E00, 0x4E00 + 498))))
+    arguments = ["quickstart", "--gpus", "2", f"--tokenizer.path=wordpiece:{tmp_path}/chinese.txt"]
+    assert run_plan_command([*arguments, "--model.vocab_size", "200"]) == 2
+    assert "is less than the 500 ids of tokenizer.path" in capsys.readouterr().err
+
+
 def test_a_damaged_tokenizer_is_an_error_without_a_traceback(capsys, tmp_path):
     pytest.importorskip("sentencepiece")
     (tmp_path / "tokenizer.model").write_bytes(b"not a tokenizer")

@@ -51,6 +51,18 @@ def test_another_version_is_refused(version):
         Manifest.from_json(changed(format_version=version), WHERE)
 
 
+def test_the_kind_of_the_tokenizer():
+    manifest = replace(sample(), tokenizer_kind="wordpiece-cased")
+    assert Manifest.from_json(manifest.to_json(), WHERE) == manifest
+    earlier = json.loads(sample().to_json())
+    del earlier["tokenizer_kind"]
+    assert Manifest.from_json(json.dumps(earlier), WHERE).tokenizer_kind is None, "as earlier checkpoints"
+    with pytest.raises(
+        CheckpointError, match=r"names a tokenizer of kind 'xlnet', which this megagpt does not know; u"
+    ):
+        Manifest.from_json(changed(tokenizer_kind="xlnet"), WHERE)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "{}", sample().to_json()[:-20]])
 def test_what_is_no_manifest(text):
     with pytest.raises(CheckpointError, match=r"step-00000007/manifest\.json is not a checkpoint manifest"):

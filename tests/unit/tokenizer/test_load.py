@@ -40,16 +40,32 @@ def test_a_name_that_says_nothing_needs_a_kind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tokenizer file .*none.model does not exist; train one with"):
         load_tokenizer(tmp_path / "none.model")
     path = write_toy_vocabulary(tmp_path / "chinese.txt")
-    with pytest.raises(DataError, match=r"cannot tell what kind of tokenizer .*chinese.txt is; set tokenizer.kind"):
+    with pytest.raises(DataError, match=r"cannot tell what kind of tokenizer .*chinese.txt is; write KIND:/"):
         load_tokenizer(path)
     assert load_tokenizer(path, "wordpiece").kind == "wordpiece"
+
+
+def test_the_kind_can_stand_before_the_path(tmp_path: Path, toy_tokenizer: SentencePieceTokenizer) -> None:
+    path = write_toy_vocabulary(tmp_path / "chinese.txt")
+    assert load_tokenizer(f"wordpiece-cased:{path}").kind == "wordpiece-cased"
+    loaded = load_tokenizer(f"sentencepiece:{Path(toy_tokenizer.path).parent}")
+    assert (loaded.kind, loaded.path) == ("sentencepiece", toy_tokenizer.path)
+    with pytest.raises(DataError, match=r"tokenizer file unigram:.*chinese.txt does not exist"):
+        load_tokenizer(f"unigram:{path}")
+
+
+def test_a_checkpoint_says_which_kind_its_copy_is(tmp_path: Path) -> None:
+    path = write_toy_vocabulary(tmp_path / "vocab.txt")
+    (tmp_path / "manifest.json").write_text(json.dumps({"tokenizer_kind": "wordpiece-cased"}))
+    assert load_tokenizer(path).kind == load_tokenizer(tmp_path).kind == "wordpiece-cased"
+    assert load_tokenizer(path, "wordpiece").kind == "wordpiece", "what is said counts"
 
 
 def test_jieba_bpe_is_never_guessed_from_the_file(tmp_path: Path) -> None:
     path = write_json(tmp_path / "tokenizer.json", ["<|endoftext|>", "<sep>"])
     assert load_tokenizer(path).kind == "huggingface", "without a newline it cannot be Jieba-BPE"
     write_json(path, ["<|endoftext|>", "<sep>", "\n"])
-    with pytest.raises(DataError, match=r"can be a Jieba-BPE tokenizer.* or a plain one.* set tokenizer.kind \(--tok"):
+    with pytest.raises(DataError, match=r"can be a Jieba-BPE tokenizer.* or a plain one.* write jieba-bpe:/.* or hug"):
         load_tokenizer(path)
     assert load_tokenizer(path, "huggingface").kind == "huggingface"
 
