@@ -28,6 +28,7 @@ from megagpt.data.sources import (
     chunks,
     place_of,
 )
+from megagpt.data.sources_datasets import is_dataset
 from megagpt.errors import DataError
 
 _BLOCK_BYTES = 1 << 20
@@ -53,7 +54,8 @@ class Reading(NamedTuple):
 
     def is_plain(self, source: int) -> bool:
         """Whether positions of a source are bytes of the stored file."""
-        return self.file(source).path.endswith(".jsonl")
+        path = self.file(source).path
+        return path.endswith(".jsonl") and not is_dataset(path)
 
     def stored_bytes(self) -> int | None:
         """Stored bytes of all that is to be read; None where that is not known."""
@@ -238,7 +240,7 @@ def _loaded(reading: Reading, task: Work, chunk: Chunk) -> tuple[Work, list[str]
 def _sample_places(reading: Reading) -> Iterator[tuple[int, int, int | None]]:
     """(source, start, stop) of some sources evenly spaced; of places in the only one, where it can be entered anywhere.
 
-    Standard input is left out: it cannot be read twice.
+    Standard input is left out, as it cannot be read twice, and datasets, as opening them takes long.
     """
     fractions = [place / _SAMPLE_PLACES for place in range(1, _SAMPLE_PLACES)]
     if len(reading.shares) == 1:
@@ -249,7 +251,8 @@ def _sample_places(reading: Reading) -> Iterator[tuple[int, int, int | None]]:
             yield from ((0, start, start + _SAMPLE_LINES_BYTES) for start in starts)
         return
     for source in sorted({int(len(reading.shares) * fraction) for fraction in fractions}):
-        if reading.file(source).path != STANDARD_INPUT:
+        path = reading.file(source).path
+        if path != STANDARD_INPUT and not is_dataset(path):
             yield source, reading.shares[source].start, reading.shares[source].stop
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -41,12 +42,12 @@ from megagpt.data.build_resume import (
     verify_written,
 )
 from megagpt.data.commit import run_in_order
-from megagpt.data.corpus import CorpusFile, OnError, corpus_files
+from megagpt.data.corpus import OnError, corpus_files
 from megagpt.data.encoders import Engine, make_engine
 from megagpt.data.indexed import token_dtype
 from megagpt.data.journal import Committed, Finish, Journal, Plan, Record, Share
 from megagpt.data.shard_writer import BuildFiles, Done, ShardWriter, build_files
-from megagpt.data.sources import SIZES, FileRange, Sizes
+from megagpt.data.sources import SIZES, Sizes, assign_ranges
 from megagpt.errors import DataError
 from megagpt.tokenizer.protocol import Tokenizer
 
@@ -94,10 +95,8 @@ def build_dataset(
 
     Raises DataError for bad input, an output that exists, a full disk, and a stopped build of something else.
     """
-    if not 0 <= task < num_tasks:
-        raise DataError(f"--task {task} is not one of {num_tasks} tasks; they are numbered 0 to {num_tasks - 1}")
     files = corpus_files(inputs)
-    shares = _shares(files, task, num_tasks)
+    shares = assign_ranges(files, task, num_tasks)
     out = build_files(task_output(output, task, num_tasks))
     plan = Plan(
         inputs=tuple(input_state(file.path, file.size_bytes) for file in files),
@@ -165,6 +164,7 @@ class _Build:
             position = self._begin(record)
             kept = list(self._committed)
             finish = record.finish or self._build_rest(position)
+            self._remove_spool()
             publish(self._out, finish)
             self._journal.remove()
             flush_folder(self._out.bin.parent)
@@ -266,12 +266,16 @@ class _Build:
 
     def _clean_up(self) -> None:
         """Remove temporary files, and everything where nothing is committed."""
-        if self._out.spool.is_dir():
-            _empty_folder(self._out.spool)
-            self._out.spool.rmdir()
+        self._remove_spool()
         if not self._committed:
             discard(self._out)
             self._journal.remove()
+
+    def _remove_spool(self) -> None:
+        if self._out.spool.is_dir():
+            _empty_folder(self._out.spool)
+            with suppress(OSError):  # a thread that was left behind has put a file there: the next run removes it
+                self._out.spool.rmdir()
 
     def _kept(self) -> str:
         """What to add to a message where something is committed."""
@@ -307,14 +311,6 @@ class _Build:
             skipped=sidecar.skipped,
             skipped_lines=skipped_lines(sidecar.skipped, first),
         )
-
-
-def _shares(files: Sequence[CorpusFile], task: int, num_tasks: int) -> list[FileRange]:
-    if num_tasks == 1:
-        return [FileRange(number, 0, None) for number in range(len(files))]
-    from megagpt.data.sources import assign_ranges  # type: ignore[attr-defined]
-
-    return assign_ranges(files, task, num_tasks)
 
 
 def _size(path: str) -> int | None:

@@ -105,7 +105,10 @@ class _Counted:
         return self._position
 
     def pieces(self) -> Iterator[bytes]:
-        while piece := self._stream.read1(_INPUT_BYTES):  # type: ignore[attr-defined]
+        # Not through the buffer: a thread left waiting in it holds its lock, and Python aborts when it ends.
+        raw = getattr(self._stream, "raw", None)
+        read = self._stream.read1 if raw is None else raw.read  # type: ignore[attr-defined]
+        while piece := read(_INPUT_BYTES):
             self._position += len(piece)
             yield piece
 
