@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import get_args
 
-from megagpt.data.cli import add_corpus_arguments, positive_int
 from megagpt.data.corpus import ReadReport, read_documents
-from megagpt.data.tool import Verb
-from megagpt.tokenizer.train import TokenizerSettings, train_sentencepiece
+from megagpt.data.tool import Verb, add_corpus_arguments, positive_int
+from megagpt.tokenizer.train import Normalization, TokenizerSettings, train_sentencepiece
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,38 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--character-coverage",
         type=float,
         default=defaults.character_coverage,
-        help="share of the text's characters that get pieces of their own; the others become bytes",
+        help="share of the text's characters that get pieces of their own; 0.9995 is for Chinese, 1 for few characters",
+    )
+    parser.add_argument(
+        "--byte-fallback",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.byte_fallback,
+        help="characters without a piece become their bytes; otherwise they are one unknown token and lost",
+    )
+    parser.add_argument(
+        "--split-digits",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.split_digits,
+        help="every digit is a token of its own",
+    )
+    parser.add_argument(
+        "--normalization",
+        choices=get_args(Normalization),
+        default=defaults.normalization,
+        help="what is done to text first; anything but identity changes it, so that decoding gives other text",
+    )
+    parser.add_argument(
+        "--max-piece-characters",
+        type=positive_int,
+        default=defaults.max_piece_characters,
+        help="longest piece; llama-cpp-python drops pieces of more than 32 bytes, 10 Chinese characters",
+    )
+    parser.add_argument(
+        "--symbol",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a text that is always one token, such as a marker of your corpus; may be given several times",
     )
     parser.add_argument(
         "--max-megabytes",
@@ -36,6 +67,11 @@ def _train(args: argparse.Namespace) -> int:
         vocab_size=args.vocab_size,
         model_type=args.model_type,
         character_coverage=args.character_coverage,
+        split_digits=args.split_digits,
+        byte_fallback=args.byte_fallback,
+        normalization=args.normalization,
+        max_piece_characters=args.max_piece_characters,
+        symbols=tuple(args.symbol),
         max_training_bytes=args.max_megabytes * 10**6,
         seed=args.seed,
     )

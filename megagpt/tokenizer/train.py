@@ -1,7 +1,7 @@
 """Train a SentencePiece tokenizer. In: texts. Out: a model file and a report of how it does on held-out text.
 
-The settings make ids portable: identity normalisation, no dummy prefix, byte fallback and pieces of at most 10
-characters are what llama.cpp, CTranslate2 and Hugging Face tokenizers reproduce exactly.
+The default settings make ids portable: BPE, identity normalisation, no dummy prefix, byte fallback and pieces of at
+most 10 characters are what llama.cpp, CTranslate2 and Hugging Face tokenizers reproduce exactly.
 """
 
 import io
@@ -13,61 +13,44 @@ from typing import Literal, NamedTuple
 import sentencepiece
 
 from megagpt.errors import DataError
+from megagpt.tokenizer.checks import check_unicode
 from megagpt.tokenizer.protocol import END_OF_DOCUMENT
+from megagpt.tokenizer.report import TokenizerReport, judge
 from megagpt.tokenizer.sampling import sample_texts
 from megagpt.tokenizer.sentencepiece import SPACE_MARK, SentencePieceTokenizer
 
-MAX_PIECE_CHARACTERS = 10  # llama-cpp-python's detokenizer drops pieces over 32 bytes; 10 CJK characters are 30
+Normalization = Literal["identity", "nfkc", "nmt_nfkc"]
 _LINE_CHARACTERS = 1000  # sentencepiece leaves out training lines over 4192 bytes; a character has at most 4
 _HELD_OUT_BYTES = 4_000_000
 _BYTE_PIECES = 256
+_LONGEST_PIECE = 512  # sentencepiece's own limit
+_UNKNOWN = "<unk>"
+NEWLINE = "\n"
 
 
 class TokenizerSettings(NamedTuple):
-    """What is trained. `character_coverage`: share of the text's characters that get pieces; the others are bytes.
+    """What is trained, and on how much.
 
     The BPE trainer takes about 27 bytes of memory per byte of training text (measured on 81 MB).
     """
 
     vocab_size: int = 32_000
     model_type: Literal["bpe", "unigram"] = "bpe"
-    character_coverage: float = 0.9995
+    character_coverage: float = 0.9995  # share of the text's characters that get pieces of their own
+    split_digits: bool = True
+    byte_fallback: bool = True  # characters without a piece become their bytes; else the unknown token
+    normalization: Normalization = "identity"
+    max_piece_characters: int = 10  # llama-cpp-python drops pieces over 32 bytes; 10 Chinese characters are 30
+    symbols: tuple[str, ...] = ()  # texts that are always one token
     max_training_bytes: int = 100_000_000
     seed: int = 1234
-
-
-class TokenizerReport(NamedTuple):
-    """How a trained tokenizer does. Rates are shares of the tokens of the text it was judged on."""
-
-    path: str
-    fingerprint: str
-    vocab_size: int
-    corpus_bytes: int
-    training_bytes: int
-    judged_on: str  # "held-out text", or "training text" where the corpus is too small to hold any out
-    judged_bytes: int
-    characters_per_token: float
-    bytes_per_token: float
-    unknown_rate: float
-    byte_fallback_rate: float
-
-    def lines(self) -> list[str]:
-        """The report in words."""
-        return [
-            f"tokenizer      {self.path} ({self.vocab_size} ids, sha256 {self.fingerprint[:16]}…)",
-            f"trained on     {self.training_bytes / 1e6:.2f} MB of the corpus's {self.corpus_bytes / 1e6:.2f} MB",
-            f"judged on      {self.judged_bytes / 1e6:.3f} MB of {self.judged_on}",
-            f"compression    {self.characters_per_token:.3f} characters/token, {self.bytes_per_token:.3f} bytes/token",
-            f"unknown        {self.unknown_rate:.4%} of tokens",
-            f"byte fallback  {self.byte_fallback_rate:.4%} of tokens",
-        ]
 
 
 def train_sentencepiece(texts: Iterable[str], output: str | Path, settings: TokenizerSettings) -> TokenizerReport:
     """Train on a sample of `texts` and write the model to `output` (`*.model`), atomically.
 
-    The same texts and settings give the same file. Ids: 0 unknown, 1 end of document, 2 newline, then 256 bytes, then
-    pieces. Raises DataError where the corpus cannot give such a vocabulary.
+    The same texts and settings give the same file. Ids: 0 unknown, 1 end of document, 2 newline, then the symbols, then
+    256 bytes, then pieces. Raises DataError where the corpus cannot give such a vocabulary.
     """
     path = Path(output)
     _check_settings(path, settings)
@@ -78,7 +61,7 @@ def train_sentencepiece(texts: Iterable[str], output: str | Path, settings: Toke
     model = _train(training, settings)
     _write(path, model)
     held_out = sample.held_out if sample.training else []
-    return _judge(
+    return judge(
         SentencePieceTokenizer(path),
         held_out or training,
         judged_on="held-out text" if held_out else "training text (too little to hold any out)",
@@ -108,11 +91,27 @@ def _check_settings(path: Path, settings: TokenizerSettings) -> None:
         raise DataError(f"output {path} must end in .model; write {path}.model")
     if not 0.98 <= settings.character_coverage <= 1:  # sentencepiece takes no less
         raise DataError(f"character coverage {settings.character_coverage} is not in [0.98, 1]; use 0.9995 for Chinese")
-    if settings.vocab_size <= _BYTE_PIECES + 3:
+    if not 1 <= settings.max_piece_characters <= _LONGEST_PIECE:
         raise DataError(
-            f"vocabulary size {settings.vocab_size} leaves no room beside {_BYTE_PIECES} bytes and 3 symbols; "
-            "use 8000 or more"
+            f"the longest piece cannot have {settings.max_piece_characters} characters; use 1 to {_LONGEST_PIECE}"
         )
+    _check_symbols(settings.symbols)
+    num_bytes = _BYTE_PIECES if settings.byte_fallback else 0
+    taken = num_bytes + len(settings.symbols) + 3
+    if settings.vocab_size <= taken:
+        raise DataError(
+            f"vocabulary size {settings.vocab_size} leaves no room beside {num_bytes} bytes and {taken - num_bytes} "
+            "symbols; use 8000 or more"
+        )
+
+
+def _check_symbols(symbols: tuple[str, ...]) -> None:
+    for number, symbol in enumerate(symbols):
+        check_unicode(symbol)
+        if not symbol or " " in symbol or SPACE_MARK in symbol or "\0" in symbol:
+            raise DataError(f"symbol {symbol!r} is empty or has a space, U+2581 or NUL; name symbols without them")
+        if symbol in (_UNKNOWN, END_OF_DOCUMENT, NEWLINE, *symbols[:number]):
+            raise DataError(f"symbol {symbol!r} is in the vocabulary already; name each symbol once")
 
 
 def _train(pieces: list[str], settings: TokenizerSettings) -> bytes:
@@ -124,18 +123,19 @@ def _train(pieces: list[str], settings: TokenizerSettings) -> bytes:
             model_type=settings.model_type,
             vocab_size=settings.vocab_size,
             character_coverage=settings.character_coverage,
-            byte_fallback=True,
+            byte_fallback=settings.byte_fallback,
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            normalization_rule_name="identity",
-            max_sentencepiece_length=MAX_PIECE_CHARACTERS,
-            split_digits=True,
+            normalization_rule_name=settings.normalization,
+            max_sentencepiece_length=settings.max_piece_characters,
+            split_digits=settings.split_digits,
             unk_id=0,
             eos_id=1,
             bos_id=-1,
             pad_id=-1,
             eos_piece=END_OF_DOCUMENT,
-            user_defined_symbols=["\n"],
+            unk_piece=_UNKNOWN,
+            user_defined_symbols=[NEWLINE, *settings.symbols],
             required_chars=SPACE_MARK,  # a corpus without spaces would else give a model that decodes them wrongly
             input_sentence_size=0,  # the sample is drawn by sampling.py
             shuffle_input_sentence=False,
@@ -162,30 +162,3 @@ def _training_lines(pieces: list[str]) -> Iterator[str]:
         for line in piece.split("\n"):
             for start in range(0, len(line), _LINE_CHARACTERS):
                 yield line[start : start + _LINE_CHARACTERS]
-
-
-def _judge(
-    tokenizer: SentencePieceTokenizer, pieces: list[str], judged_on: str, corpus_bytes: int, training_bytes: int
-) -> TokenizerReport:
-    processor = tokenizer.processor
-    is_byte = [processor.is_byte(token_id) for token_id in range(tokenizer.vocab_size)]
-    num_tokens = num_unknown = num_bytes_tokens = 0
-    for piece in pieces:
-        ids = tokenizer.encode(piece)
-        num_tokens += len(ids)
-        num_unknown += ids.count(processor.unk_id())
-        num_bytes_tokens += sum(map(is_byte.__getitem__, ids))
-    judged_bytes = sum(len(piece.encode("utf-8")) for piece in pieces)
-    return TokenizerReport(
-        path=tokenizer.path,
-        fingerprint=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        corpus_bytes=corpus_bytes,
-        training_bytes=training_bytes,
-        judged_on=judged_on,
-        judged_bytes=judged_bytes,
-        characters_per_token=sum(map(len, pieces)) / num_tokens,
-        bytes_per_token=judged_bytes / num_tokens,
-        unknown_rate=num_unknown / num_tokens,
-        byte_fallback_rate=num_bytes_tokens / num_tokens,
-    )
