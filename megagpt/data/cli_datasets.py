@@ -107,6 +107,22 @@ def _split(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("datasets", nargs="+", metavar="PREFIX", help="datasets without .bin and .idx")
+    parser.add_argument("--output", required=True, metavar="FILE", help="page to write, such as report.html")
+    parser.add_argument("--tokenizer", metavar="FILE", help="show text instead of ids, decoded with this tokenizer")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from megagpt.data.report import write_report
+    from megagpt.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
+    output = write_report(args.datasets, args.output, tokenizer)
+    print(f"{output} ({os.path.getsize(output) / 1e3:.0f} kB)")
+    return 0
+
+
 def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -130,5 +146,8 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "merge": Verb("Join datasets, such as the tasks of a build, into one.", _add_merge, _merge),
         "inspect": Verb("Show what is in an indexed dataset and check its files.", _add_inspect, _inspect),
         "split": Verb("Split a dataset into train, valid and test by what its documents say.", _add_split, _split),
+        "report": Verb(
+            "Write one HTML page on datasets: lengths, sources, compression, samples.", _add_report, _report
+        ),
     }
 )

@@ -56,9 +56,11 @@ def inspect_dataset(prefix: str, tokenizer: Tokenizer | None, shown: Shown) -> l
         lines += ["", *_token_lines(part, tokenizer, shown.num_frequent)]
     for document in documents:
         every = dataset.document(document)
-        ids = every[:_SHOWN_TOKENS].tolist()
-        count = f"first {len(ids)} of {len(every):,} tokens"
-        text = beginning(tokenizer, ids, _SHOWN_CHARACTERS) if tokenizer is not None else " ".join(map(str, ids))
+        if tokenizer is not None:
+            text = beginning(tokenizer, every, _SHOWN_TOKENS, _SHOWN_CHARACTERS)
+        else:
+            text = " ".join(map(str, every[:_SHOWN_TOKENS].tolist()))
+        count = f"first {min(len(every), _SHOWN_TOKENS)} of {len(every):,} tokens"
         lines += ["", f"document {document}, {count}:", text]
     return lines
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from numpy.typing import NDArray
+
 from megagpt.tokenizer.protocol import END_OF_DOCUMENT, Tokenizer
 
-_UNFINISHED = "\ufffd"
+UNFINISHED = "\ufffd"  # what decoders give for bytes that are not (yet) a character
 _NAMES = {" ": "␣", "\n": "⏎", "\t": "⇥", "\u3000": "␣(wide)", "\u00a0": "␣(no-break)"}
 
 
@@ -22,7 +24,7 @@ def token_text(tokenizer: Tokenizer, token_id: int, context: int) -> str:
     text = tokenizer.decode([context, token_id])[len(before) :]
     if not text:
         return "(no text)"
-    if _UNFINISHED in text:
+    if UNFINISHED in text:
         return "(part of a character)"
     return visible(text)
 
@@ -52,7 +54,9 @@ def decode_with_ends(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return "".join(parts) + tokenizer.decode(document)
 
 
-def beginning(tokenizer: Tokenizer, ids: Sequence[int], most_characters: int) -> str:
-    """The text of a document's ids, cut after `most_characters`; ends of documents are written out."""
-    text = decode_with_ends(tokenizer, ids)
-    return text if len(text) <= most_characters else f"{text[:most_characters]} …"
+def beginning(tokenizer: Tokenizer, document: NDArray, most_tokens: int, most_characters: int) -> str:
+    """The text of a document's first ids; ends of documents are written out, and what is cut ends in " …"."""
+    text = decode_with_ends(tokenizer, document[:most_tokens].tolist())
+    if len(text) <= most_characters and len(document) <= most_tokens:
+        return text
+    return f"{text[:most_characters].rstrip(UNFINISHED)} …"
