@@ -21,7 +21,7 @@ from megagpt.data.corpus_formats import (
     json_lines,
     utf8_bytes,
 )
-from megagpt.data.sources_datasets import SPELLING, is_dataset, is_saved_dataset, load_rows
+from megagpt.data.sources_datasets import SPELLING, DatasetFiles, find_dataset, is_dataset, is_saved_dataset
 from megagpt.errors import DataError
 
 OnError = Literal["raise", "skip"]
@@ -42,6 +42,7 @@ class CorpusFile(NamedTuple):
 
     path: str
     size_bytes: int | None
+    dataset: DatasetFiles | None = None  # where it is one
 
 
 class ReadReport:
@@ -94,13 +95,13 @@ def corpus_files(inputs: Sequence[str]) -> list[CorpusFile]:
     """
     if not inputs:
         raise DataError(f"no input was named; name corpus files, folders, globs, {SPELLING} or - for standard input")
-    files = [CorpusFile(path, _stored_bytes(path)) for given in inputs for path in _expand(given)]
+    paths = [path for given in inputs for path in _expand(given)]
     seen: set[str] = set()
-    for file in files:
-        if os.path.realpath(file.path) in seen:
-            raise DataError(f"{file.path} is named twice among the inputs {' '.join(inputs)}; name each file once")
-        seen.add(os.path.realpath(file.path))
-    return files
+    for path in paths:
+        if os.path.realpath(path) in seen:
+            raise DataError(f"{path} is named twice among the inputs {' '.join(inputs)}; name each file once")
+        seen.add(os.path.realpath(path))
+    return [_listed(path) for path in paths]
 
 
 def read_documents(
@@ -125,15 +126,16 @@ def read_documents(
         raise DataError(f"the corpus {' '.join(inputs)} has no document that can be read; check the files{skipped}")
 
 
-def _stored_bytes(path: str) -> int | None:
-    if path == STANDARD_INPUT:
-        return None
-    return load_rows(path).stored_bytes if is_dataset(path) else os.path.getsize(path)
+def _listed(path: str) -> CorpusFile:
+    if is_dataset(path):
+        found = find_dataset(path)
+        return CorpusFile(path, found.stored_bytes, found)
+    return CorpusFile(path, None if path == STANDARD_INPUT else os.path.getsize(path))
 
 
 def _file_documents(file: CorpusFile, text_key: str, on_error: OnError, report: ReadReport) -> Iterator[Document]:
     place = "standard input" if file.path == STANDARD_INPUT else file.path
-    stream = _open(file.path) if file.size_bytes is not None and not is_dataset(file.path) else None
+    stream = None if file.path == STANDARD_INPUT or file.dataset is not None else _open(file.path)
     report.begin_file(stream)
     try:
         for line, found in _entries(file, stream, text_key):
@@ -152,11 +154,9 @@ def _file_documents(file: CorpusFile, text_key: str, on_error: OnError, report: 
 
 
 def _entries(file: CorpusFile, stream: BinaryIO | None, text_key: str) -> Iterator[Entry]:
-    if file.path == STANDARD_INPUT:
-        return json_lines(sys.stdin.buffer, text_key)
-    if stream is None:
-        return dataset_rows(load_rows(file.path), text_key)
-    return _reader(file.path)(stream, text_key)
+    if file.dataset is not None:
+        return dataset_rows(file.dataset, text_key)
+    return json_lines(sys.stdin.buffer, text_key) if stream is None else _reader(file.path)(stream, text_key)
 
 
 def _refuse(message: str, reason: str, on_error: OnError, report: ReadReport) -> None:

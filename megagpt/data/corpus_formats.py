@@ -4,11 +4,11 @@ A reader raises DamagedFile where the rest of the file cannot be read. Nothing h
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
-from megagpt.data.sources_datasets import Rows
+from megagpt.data.sources_datasets import DatasetFiles, column_arrays
 from megagpt.data.sources_decompress import DamagedStream, gzip_pieces, zstd_pieces
 from megagpt.errors import DataError
 
@@ -84,13 +84,15 @@ def parquet(stream: BinaryIO, text_key: str) -> Iterator[Entry]:
         raise damaged("parquet", row, str(error)) from error
 
 
-def dataset_rows(rows: Rows, text_key: str) -> Iterator[Entry]:
+def dataset_rows(dataset: DatasetFiles, text_key: str) -> Iterator[Entry]:
     """The column `text_key` of a Hugging Face dataset; a row is a document."""
-    if text_key not in rows.columns:
-        yield 1, missing_key(text_key, rows.columns, "column")
+    if text_key not in dataset.columns:
+        yield 1, missing_key(text_key, dataset.columns, "column")
         return
-    for row, column in rows.steps(text_key):
-        yield from _column_entries(column, row, text_key)
+    for row, arrays in column_arrays(dataset, text_key):
+        for array in arrays:
+            yield from _column_entries(array, row, text_key)
+            row += len(array)
 
 
 def _column_entries(column: Any, row: int, text_key: str) -> Iterator[Entry]:
@@ -159,7 +161,7 @@ def utf8_bytes(text: str) -> int | BadDocument:
         )
 
 
-def missing_key(text_key: str, present: list[str], noun: str) -> BadDocument:
+def missing_key(text_key: str, present: Sequence[str], noun: str) -> BadDocument:
     """Says that there is no such key or column (`noun`), and which there are."""
     names = ", ".join(map(repr, present)) or "none"
     return BadDocument(

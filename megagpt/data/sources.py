@@ -10,7 +10,6 @@ from pathlib import Path
 from megagpt.data.corpus import STANDARD_INPUT, CorpusFile
 from megagpt.data.corpus_formats import BadDocument, DamagedFile
 from megagpt.data.sources_columns import dataset_chunks, parquet_chunks
-from megagpt.data.sources_datasets import is_dataset
 from megagpt.data.sources_plain import count_lines, plain_chunks, text_chunks
 from megagpt.data.sources_ranges import assign_ranges
 from megagpt.data.sources_streams import compressed_chunks, input_chunks, lines_before
@@ -70,7 +69,7 @@ def chunks(
     """
     if file.path == STANDARD_INPUT:
         return input_chunks(number, start, stop, spool, sizes)
-    if is_dataset(file.path):
+    if file.dataset is not None:
         return dataset_chunks(file, number, text_key, start, stop, sizes)
     if file.path.endswith(".parquet"):
         return parquet_chunks(file, number, text_key, start, stop, sizes)
@@ -84,7 +83,7 @@ def chunks(
 
 def line_of(file: CorpusFile, position: int) -> int:
     """The 1-based line (row of a table) that position `position` of a stored file is in; reads up to there."""
-    if is_dataset(file.path) or file.path.endswith(".parquet"):
+    if file.dataset is not None or file.path.endswith(".parquet"):
         return position + 1
     count = lines_before if file.path.endswith(_COMPRESSED) else count_lines
     return count(file, position) + 1

@@ -1,11 +1,15 @@
-"""Hugging Face datasets as a corpus. In: hf:NAME[:CONFIG[:SPLIT]]. Out: the rows of one split, a few at a time.
+"""Hugging Face datasets as a corpus. In: hf:NAME[:CONFIG[:SPLIT]]. Out: the Arrow files of one split, their columns.
 
 NAME is one of the Hub, or a local path: a folder made by `save_to_disk`, or whatever `datasets.load_dataset` takes.
-The package datasets is needed only where such a name is given.
+The package datasets is needed only where such a name is given, and runs in a process of its own: importing it takes
+more memory than a whole build does. Its Arrow files are then read without it.
 """
 
+import json
+import mmap
 import os
-import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,9 +17,12 @@ from megagpt.errors import DataError
 
 PREFIX = "hf:"
 SPELLING = "hf:NAME[:CONFIG[:SPLIT]]"
-_STEP_ROWS = 4096  # steps end at multiples of this
-_MAPPED_BYTES = 64 << 20
 _SAVED_MARKS = ("state.json", "dataset_dict.json")  # what save_to_disk writes into its folder
+_MAPPED_BYTES = 32 << 20
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from megagpt.data.sources_datasets import answer; answer(sys.argv[2])"
+)
 
 
 class DatasetName(NamedTuple):
@@ -26,32 +33,21 @@ class DatasetName(NamedTuple):
     split: str
 
 
-class Rows:
-    """One split of a dataset. Attributes: `columns`, their names; `num_rows`; `stored_bytes`, of its Arrow files."""
+class DatasetFiles(NamedTuple):
+    """One split of a dataset: the names of its columns, and its Arrow files in order, each with its number of rows."""
 
-    def __init__(self, given: str, dataset: Any) -> None:
-        self._given = given
-        self._dataset = dataset
-        self.columns: list[str] = dataset.column_names
-        self.num_rows: int = dataset.num_rows
-        files = {entry["filename"] for entry in dataset.cache_files}
-        self.stored_bytes: int = sum(map(os.path.getsize, files)) or int(dataset.data.nbytes)
+    columns: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
 
-    def steps(self, column: str, start: int = 0) -> Iterator[tuple[int, Any]]:
-        """(row, pyarrow.ChunkedArray of the column from this row on), from row `start`; no copy of what is on disk.
+    @property
+    def num_rows(self) -> int:
+        """Of all files."""
+        return sum(rows for _, rows in self.files)
 
-        Pages of the dataset's files that were read belong to this process only for a while.
-        """
-        chosen = self._dataset.select_columns([column]).with_format("arrow")
-        bytes_per_row = self.stored_bytes / max(self.num_rows, 1)
-        mapped = 0.0
-        while start < self.num_rows:
-            stop = min((start // _STEP_ROWS + 1) * _STEP_ROWS, self.num_rows)
-            yield start, chosen[start:stop].column(0)
-            mapped += (stop - start) * bytes_per_row
-            if mapped > _MAPPED_BYTES:
-                chosen, mapped = pickle.loads(pickle.dumps(chosen)), 0.0  # maps the files anew
-            start = stop
+    @property
+    def stored_bytes(self) -> int:
+        """Of all files."""
+        return sum(os.path.getsize(path) for path, _ in self.files)
 
 
 def is_dataset(given: str) -> bool:
@@ -74,7 +70,30 @@ def parse_dataset_name(given: str) -> DatasetName:
     return DatasetName(name, config, split)
 
 
-def load_rows(given: str) -> Rows:
+def find_dataset(given: str) -> DatasetFiles:
+    """`load_dataset` in a process of its own, which takes about two seconds; what it downloads shows on stderr."""
+    parse_dataset_name(given)
+    child = subprocess.run(
+        [sys.executable, "-c", _CHILD, json.dumps(sys.path), given], stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    assert child.returncode == 0, f"the process that loads {given} ended with status {child.returncode}"
+    found = json.loads(child.stdout.splitlines()[-1])
+    if isinstance(found, str):
+        raise DataError(found)
+    columns, files = found
+    return DatasetFiles(tuple(columns), tuple((path, rows) for path, rows in files))
+
+
+def answer(given: str) -> None:
+    """What the process of `find_dataset` does: its last line on standard output is the dataset, or the error's text."""
+    try:
+        found: DatasetFiles | str = load_dataset(given)
+    except DataError as error:
+        found = str(error)
+    print("\n" + json.dumps(found))
+
+
+def load_dataset(given: str) -> DatasetFiles:
     """The split that `given` names; one of the Hub is downloaded into the cache of datasets if it is not there yet.
 
     Raises DataError where the package is missing, the dataset cannot be had, or it does not say which split is meant.
@@ -86,16 +105,64 @@ def load_rows(given: str) -> Rows:
     name, config, split = parse_dataset_name(given)
     try:
         if is_saved_dataset(name):
-            loaded = datasets.load_from_disk(name)
+            loaded = datasets.load_from_disk(name, keep_in_memory=False)
         else:
-            loaded = datasets.load_dataset(name, config or None)
+            loaded = datasets.load_dataset(name, config or None, keep_in_memory=False)
     except Exception as error:  # of many libraries, without a common base
         reason = (str(error).strip().splitlines() or [""])[0]
         raise DataError(
             f"the dataset {given} cannot be loaded ({type(error).__name__}: {reason}); check the name, and that the "
             "Hub can be reached or, with HF_HUB_OFFLINE=1, that it is in the cache"
         ) from error
-    return Rows(given, _one_split(given, loaded, split))
+    chosen = _one_split(given, loaded, split)
+    paths = [entry["filename"] for entry in chosen.cache_files]
+    files = tuple((path, _num_rows(path)) for path in paths if os.path.getsize(path))
+    found = DatasetFiles(tuple(chosen.column_names), files)
+    if chosen._indices is not None or found.num_rows != chosen.num_rows:
+        raise DataError(
+            f"{given} is a selection of another dataset's rows; save it with flatten_indices().save_to_disk(FOLDER)"
+        )
+    return found
+
+
+def column_arrays(found: DatasetFiles, column: str, start: int = 0) -> Iterator[tuple[int, Iterator[Any]]]:
+    """For each file: the row it starts at, or `start` in it, and the column's pyarrow.Arrays from there on.
+
+    They are the file's bytes, not copied; the pages that were read belong to this process only for a while.
+    """
+    first = 0
+    for path, rows in found.files:
+        following = first + rows
+        if following > start:
+            yield max(first, start), _arrays(path, column, max(start - first, 0))
+        first = following
+
+
+def _arrays(path: str, column: str, start: int) -> Iterator[Any]:
+    import pyarrow
+
+    used = 0
+    try:
+        with open(path, "rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
+        for batch in pyarrow.ipc.open_stream(pyarrow.py_buffer(mapped)):
+            array = batch.column(batch.schema.get_field_index(column))
+            if start < len(array):
+                yield array[start:]
+                used += array.nbytes
+            start = max(start - len(array), 0)
+            if used > _MAPPED_BYTES:
+                mapped.madvise(mmap.MADV_DONTNEED)  # a page still in use is mapped again when it is looked at
+                used = 0
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"the file {path} of the dataset cannot be read ({error}); load the dataset again") from error
+
+
+def _num_rows(path: str) -> int:
+    import pyarrow
+
+    with pyarrow.memory_map(path) as stream:
+        return sum(batch.num_rows for batch in pyarrow.ipc.open_stream(stream))
 
 
 def _one_split(given: str, loaded: Any, split: str) -> Any:

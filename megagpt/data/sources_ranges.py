@@ -9,7 +9,6 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from megagpt.data.corpus import STANDARD_INPUT, CorpusFile
-from megagpt.data.sources_datasets import is_dataset, load_rows
 from megagpt.data.sources_types import FileRange
 from megagpt.errors import DataError
 
@@ -57,7 +56,7 @@ def _part(file: CorpusFile, start: int, stop: int, share: _Share) -> tuple[int, 
         return (0, None) if share.has(start) else None
     if stop <= share.start or share.stop <= start:
         return None
-    if file.path.endswith(".jsonl") and not is_dataset(file.path):
+    if file.path.endswith(".jsonl") and file.dataset is None:
         return max(share.start - start, 0), None if share.stop >= stop else share.stop - start
     blocks = _blocks(file)
     if blocks is None:
@@ -83,8 +82,8 @@ class _Blocks(NamedTuple):
 
 def _blocks(file: CorpusFile) -> _Blocks | None:
     """The blocks of a file; None where it must not be cut, or cannot be read, which reading it will report."""
-    if is_dataset(file.path):
-        num_rows = load_rows(file.path).num_rows
+    if file.dataset is not None:
+        num_rows = file.dataset.num_rows
         return _Blocks(range(num_rows), range(1, 2 * num_rows, 2), num_rows)
     if not file.path.endswith(".parquet"):
         return None

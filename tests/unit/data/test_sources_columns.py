@@ -1,5 +1,6 @@
 """Chunks of parquet files and Hugging Face datasets: every row once, whatever its type, and reading that goes on."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from megagpt.data.corpus import CorpusFile, corpus_files, read_documents
 from megagpt.data.sources import Chunk, DamagedFile, Sizes, Texts, assign_ranges, chunks, line_of
+from megagpt.data.sources_datasets import column_arrays, load_dataset
 from megagpt.errors import DataError
 from tests.unit.data.test_sources import property_test, read
 
@@ -30,11 +32,12 @@ TYPES: dict[str, Callable[[Rows], Any]] = {
 
 @pytest.fixture
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The package, with its cache in a folder of its own and without the network."""
+    """The package, and for the process that loads datasets a cache in a folder of its own and no network."""
     package = pytest.importorskip("datasets")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     package.disable_progress_bars()
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     return package
 
 
@@ -162,7 +165,8 @@ def test_a_saved_dataset(tmp_path: Path, rows: Rows, data: st.DataObject) -> Non
     folder = tmp_path / f"saved{len(list(tmp_path.iterdir()))}"
     shards = data.draw(st.integers(1, 3)) if rows else 1
     datasets.Dataset.from_dict({"text": rows}, features).save_to_disk(folder, num_shards=min(shards, max(len(rows), 1)))
-    (file,) = corpus_files([f"hf:{folder}"])
+    loaded = load_dataset(f"hf:{folder}")
+    file = CorpusFile(f"hf:{folder}", loaded.stored_bytes, loaded)
     found = read(file, tmp_path, sizes=SIZES)
     check_chunks(found, rows)
     start = data.draw(st.integers(0, len(rows)))
@@ -174,18 +178,27 @@ def test_a_saved_dataset(tmp_path: Path, rows: Rows, data: st.DataObject) -> Non
         assert [chunk[:4] for chunk in again] == [chunk[:4] for chunk in found[at:]]
 
 
-def test_a_dataset_of_many_steps_is_mapped_anew(tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megagpt.data.sources_datasets._STEP_ROWS", 7)
-    monkeypatch.setattr("megagpt.data.sources_datasets._MAPPED_BYTES", 100)
-    rows: Rows = [f"row {number}" for number in range(100)]
-    datasets.Dataset.from_dict({"text": rows}).select(range(99, -1, -1)).save_to_disk(tmp_path / "saved")
+def test_pages_of_a_dataset_are_given_back(tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megagpt.data.sources_datasets._MAPPED_BYTES", 1000)
+    rows: Rows = [f"row {number}" for number in range(5000)]
+    datasets.Dataset.from_dict({"text": rows}).select(range(4999, -1, -1)).save_to_disk(tmp_path / "saved")
     (file,) = corpus_files([f"hf:{tmp_path}/saved"])
+    assert file.dataset is not None
+    assert len(list(next(column_arrays(file.dataset, "text"))[1])) == 5, "batches, after each of which pages go"
     found = read(file, tmp_path, sizes=Sizes())
-    assert len(found) == 15
-    check_chunks(found, rows[::-1], 1000)
+    assert len(found) == 1
+    check_chunks(found, rows[::-1], 100_000)
     assert found[-1].stored_bytes == file.size_bytes
-    assert [document.text for document in read_documents([file.path])] == rows[::-1]
+    documents = list(read_documents([file.path]))
+    assert [document.text for document in documents] == rows[::-1]
+    assert [document.line for document in documents] == list(range(1, 5001))
     assert line_of(file, 5) == 6
+    ((path, _),) = file.dataset.files
+    os.truncate(path, 2000)
+    with pytest.raises(
+        DataError, match=rf"the file {path} of the dataset cannot be read \(.*\); load the dataset again"
+    ):
+        read(file, tmp_path)
 
 
 def test_splits_and_what_load_dataset_takes(tmp_path: Path, datasets: Any) -> None:
@@ -197,7 +210,8 @@ def test_splits_and_what_load_dataset_takes(tmp_path: Path, datasets: Any) -> No
     (tmp_path / "files" / "a.jsonl").write_text('{"text": "from a file"}\n')
 
     def first(spelled: str) -> str:
-        return next(read_documents([f"hf:{tmp_path}/{spelled}"])).text
+        ((_, arrays),) = column_arrays(load_dataset(f"hf:{tmp_path}/{spelled}"), "text")
+        return next(arrays)[0].as_py()
 
     assert [first(name) for name in ("both::test", "both::train")] == ["test", "train"]
     assert {first(name) for name in ("one", "one::train", "plain")} == {"train"}
@@ -207,40 +221,45 @@ def test_splits_and_what_load_dataset_takes(tmp_path: Path, datasets: Any) -> No
     ):
         corpus_files([f"hf:{tmp_path}/both"])
     with pytest.raises(DataError, match=r"hf:\S+both::dev has no split dev; name one of hf:\S+both::train, "):
-        corpus_files([f"hf:{tmp_path}/both::dev"])
+        load_dataset(f"hf:{tmp_path}/both::dev")
     with pytest.raises(
         DataError, match=r"hf:\S+plain::train: this dataset was saved without splits; write hf:\S+plain$"
     ):
-        corpus_files([f"hf:{tmp_path}/plain::train"])
+        load_dataset(f"hf:{tmp_path}/plain::train")
     with pytest.raises(DataError, match=r"folder \S+/plain was made by save_to_disk .*; write hf:\S+/plain$"):
         corpus_files([f"{tmp_path}/plain"])
     with pytest.raises(DataError, match=r"hf:\S+/one is named twice among the inputs"):
         corpus_files([f"hf:{tmp_path}/one", f"hf:{tmp_path}/one"])
     with pytest.raises(DataError, match=r"^hf:\S+plain:1: there is no column 'body'; the columns are: 'text', 'n'"):
         next(read_documents([f"hf:{tmp_path}/plain"], text_key="body"))
-    (chunk,) = list(chunks(corpus_files([f"hf:{tmp_path}/plain"])[0], 0, "body", spool=tmp_path))
+    found = load_dataset(f"hf:{tmp_path}/plain")
+    (chunk,) = list(chunks(CorpusFile("hf:plain", found.stored_bytes, found), 0, "body", spool=tmp_path))
     payload = chunk.load()
     assert isinstance(payload, Texts)
-    assert [found.reason for _, found in payload.bad] == ["no column 'body'"]
+    assert [bad.reason for _, bad in payload.bad] == ["no column 'body'"]
 
 
 def test_datasets_that_cannot_be_had(tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         DataError, match=r"the dataset hf:\S+/none cannot be loaded \(FileNotFoundError: .*; check the name"
     ):
-        corpus_files([f"hf:{tmp_path}/none"])
-
-    def refuse(*_: object) -> None:
-        raise ConnectionError("Couldn't reach 'no/such' on the Hub\nmore")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    message = r"hf:no/such cannot be loaded \(ConnectionError: Couldn't reach 'no/such' on the Hub\); .* the Hub can be"
-    with pytest.raises(DataError, match=message):
+        load_dataset(f"hf:{tmp_path}/none")
+    with pytest.raises(DataError, match=r"hf:no/such cannot be loaded \(\w+: .*no/such.*; .* the Hub can be reached"):
         corpus_files(["hf:no/such"])
     for spelled in ("hf:", "hf::x", "hf:a:b:c:d"):
         with pytest.raises(DataError, match=rf"{spelled} does not name a dataset; write hf:NAME\[:CONFIG\[:SPLIT\]\]"):
             corpus_files([spelled])
-    monkeypatch.setitem(sys.modules, "datasets", None)
+    chosen = datasets.Dataset.from_dict({"text": ["a", "b", "c"]}).select([2, 0])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": chosen})
+    with pytest.raises(
+        DataError, match=r"hf:x/y is a selection of another dataset's rows; save it with flatten_indices"
+    ):
+        load_dataset("hf:x/y")
+
+
+def test_the_package_datasets_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "datasets.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DataError, match=r"reading hf:no/such needs the package datasets; pip install datasets"):
         corpus_files(["hf:no/such"])
 
