@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megagpt.data.idx_file import IdxFile
+from megagpt.data.idx_file import IdxFile, read_tokens
 from megagpt.errors import DataError
 
 COUNTED_TOKENS = 1 << 30  # all ids of most datasets; of longer ones a sample, evenly spread
@@ -108,14 +108,13 @@ def count_tokens(bin_path: Path, idx: IdxFile, vocab_size: int, limit: int = COU
 
     The table is longer than `vocab_size` where an id is beyond it. Raises DataError for a negative id.
     """
-    tokens = np.memmap(bin_path, dtype=idx.dtype, mode="r", shape=(idx.num_tokens,))
     starts = np.arange(0, idx.num_tokens, _BLOCK_TOKENS)
     num_blocks = max(1, limit // _BLOCK_TOKENS)
     if len(starts) > num_blocks:
         starts = starts[np.linspace(0, len(starts) - 1, num_blocks).astype(np.int64)]
     counts, counted = np.zeros(vocab_size, dtype=np.int64), 0
     for start in starts.tolist():
-        block = tokens[start : start + _BLOCK_TOKENS]
+        block = read_tokens(bin_path, idx.dtype, start, min(start + _BLOCK_TOKENS, idx.num_tokens))
         if block.min() < 0:
             raise DataError(f"{bin_path} has a negative id, {block.min()}: it is damaged; copy it again or rebuild it")
         here = np.bincount(block, minlength=len(counts))

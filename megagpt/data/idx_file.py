@@ -99,6 +99,14 @@ class IdxFile:
         return DataError(f"{self.path} is damaged: {detail}; copy it again or rebuild the dataset")
 
 
+def read_tokens(bin_path: Path, dtype: np.dtype, start: int, stop: int) -> NDArray:
+    """Ids `start` to `stop` of a .bin, read rather than mapped, so that memory is only what is held."""
+    ids = np.fromfile(bin_path, dtype=dtype, count=stop - start, offset=start * dtype.itemsize)
+    if len(ids) < stop - start:
+        raise DataError(f"{bin_path} became shorter while it was read; do not write to it, and try again")
+    return ids
+
+
 class IndexPart(NamedTuple):
     """What to write of an index, in blocks; both may be gone through several times.
 

@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from megagpt.data.dataset_output import DatasetOutput, full_disk_named
-from megagpt.data.idx_file import IdxFile
+from megagpt.data.idx_file import IdxFile, read_tokens
 from megagpt.data.parts import Part, open_part
 from megagpt.data.split_sides import Side
 from megagpt.data.splits import SPLITS
@@ -140,10 +140,9 @@ def _distribute(
     sides: Sequence[Side | None],
     on_tokens: OnTokens | None,
 ) -> None:
-    tokens = np.memmap(part.bin_path, dtype=idx.dtype, mode="r", shape=(idx.num_tokens,))
     for start, stop in _document_runs(idx):
         offsets = idx.token_offsets(start, stop)
-        ids = np.asarray(tokens[int(offsets[0]) : int(offsets[-1])])
+        ids = read_tokens(part.bin_path, idx.dtype, int(offsets[0]), int(offsets[-1]))
         bounds = idx.bounds(start, stop + 1)
         lengths = idx.lengths(int(bounds[0]), int(bounds[-1]))
         chosen = np.searchsorted(ends, document_positions(ids, offsets, seed), side="right")
