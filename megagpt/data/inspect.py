@@ -42,7 +42,7 @@ def inspect_dataset(prefix: str, tokenizer: Tokenizer | None, shown: Shown) -> l
     if part.idx is None:
         return [f"dataset        {prefix}: a task's share without documents"]
     part.idx.check()
-    dataset = IndexedDataset(prefix)
+    dataset = IndexedDataset(part.prefix)
     documents = _documents_to_show(dataset, shown)
     lengths = count_lengths(part.idx)
     lines = [*_head_lines(dataset, lengths), *_sidecar_lines(dataset)]

@@ -112,6 +112,7 @@ def _tokenizer_words(sidecar: Sidecar) -> str:
 
 def open_part(prefix: str) -> Part:
     """Look at one dataset: sizes and counts agree. Raises DataError."""
+    prefix = _without_suffix(prefix)
     bin_path, idx_path, sidecar_path = dataset_files(prefix)
     sidecar = read_sidecar(sidecar_path)
     if sidecar is not None and sidecar.num_documents == 0 and not bin_path.exists() and not idx_path.exists():

@@ -63,7 +63,7 @@ def gather_facts(prefix: str, tokenizer: Tokenizer | None) -> DatasetFacts:
     if part.idx is None:
         raise DataError(f"{prefix} is the share of a task without documents: there is nothing to report")
     part.idx.check()
-    dataset = IndexedDataset(prefix)
+    dataset = IndexedDataset(part.prefix)
     if tokenizer is not None:
         check_dataset(dataset, tokenizer, tokenizer.vocab_size)
     sidecar = part.sidecar

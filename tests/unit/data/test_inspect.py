@@ -93,6 +93,11 @@ def test_many_sources_show_the_largest_in_their_order(tmp_path: Path) -> None:
     assert table[-1] == "  and 40 more files"
 
 
+def test_the_name_of_a_file_stands_for_its_dataset(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", random_documents(2, 5))
+    assert shown_of(tmp_path / "d.idx") == shown_of(tmp_path / "d.json") == shown_of(tmp_path / "d")
+
+
 def test_an_empty_share_and_a_missing_document(tmp_path: Path) -> None:
     write_sidecar(tmp_path / "e", sidecar_of([], [], []))
     assert shown_of(tmp_path / "e").endswith("e: a task's share without documents")
