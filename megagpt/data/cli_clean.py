@@ -80,13 +80,13 @@ def run(args: argparse.Namespace) -> int:
     silence()
     settings = _settings(args)
     stages = chinese_stages(settings)
-    begin(settings, args.restart)
-    if args.slurm_partition is not None:
-        slurm = SlurmOptions(args.slurm_partition, args.slurm_time, args.slurm_memory, dict(args.slurm_option))
-        print("\n".join(submit(settings.work, stages, slurm, Path(sys.prefix) / "bin" / "activate")))
-        print(f"report         {report_path(settings.output)}, when the last job is done; logs in {settings.work}/logs")
-        return 0
     with held(settings.work):
+        begin(settings, args.restart)
+        if args.slurm_partition is not None:
+            slurm = SlurmOptions(args.slurm_partition, args.slurm_time, args.slurm_memory, dict(args.slurm_option))
+            print("\n".join(submit(settings.work, stages, slurm, Path(sys.prefix) / "bin" / "activate")))
+            print(f"when the last job is done: {report_path(settings.output)}; logs in {settings.work}/logs")
+            return 0
         run_here(settings.work, stages, args.workers, on_stage=lambda line: print(line, flush=True))
     print("\n".join(clean_report(settings.work).lines()))
     print(f"dataset        {settings.output}.bin, .idx, .json; this report: {report_path(settings.output)}")
@@ -98,6 +98,8 @@ def _settings(args: argparse.Namespace) -> "CleanSettings":
     from megagpt.data.recipe_chinese import CleanSettings
     from megagpt.data.recipe_plan import planned_tasks
 
+    if args.slurm_partition is not None and args.tasks is None:
+        raise DataError("--slurm-partition needs --tasks: into how many parts the corpus is cut")
     work = Path(args.work if args.work is not None else f"{args.output}.cleaning").absolute()
     words = () if args.bad_words is None else _words(args.bad_words)
     return CleanSettings(

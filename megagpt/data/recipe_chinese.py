@@ -147,7 +147,7 @@ class MergeParts(PipelineStep):
         report = clean_report(settings.work)
         if report.num_documents == 0:
             raise DataError("\n".join(["no document is left; loosen the rules or look at the input", *report.lines()]))
-        merge_datasets(settings.output, part_prefixes_of(settings), overwrite=True)
+        merge_datasets(settings.output, _parts(settings.output, settings.tasks), overwrite=True)
         report_path(settings.output).write_text(report.to_json(), encoding="utf-8")
 
 
@@ -163,13 +163,17 @@ class Tidy(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         """Does nothing where they are gone already."""
-        for part in part_prefixes_of(self.settings):
-            for path in dataset_files(part):
-                path.unlink(missing_ok=True)
+        remove_parts(self.settings.output, self.settings.tasks)
         for folder in ("text", "exact", "near"):
             shutil.rmtree(self.settings.work / folder, ignore_errors=True)
 
 
-def part_prefixes_of(settings: CleanSettings) -> list[str]:
-    """The parts that the tokenizing stage writes."""
-    return [task_prefix(settings.output, task, settings.tasks) for task in range(settings.tasks)]
+def remove_parts(output: str, tasks: int) -> None:
+    """Remove the parts that the tokenizing stage wrote, as far as they are there."""
+    for part in _parts(output, tasks):
+        for path in dataset_files(part):
+            path.unlink(missing_ok=True)
+
+
+def _parts(output: str, tasks: int) -> list[str]:
+    return [task_prefix(output, task, tasks) for task in range(tasks)]

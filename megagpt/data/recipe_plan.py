@@ -12,29 +12,46 @@ from typing import Any
 
 from megagpt.data.corpus import corpus_files
 from megagpt.data.indexed import dataset_files
-from megagpt.data.recipe_chinese import CleanSettings
+from megagpt.data.recipe_chinese import CleanSettings, remove_parts
 from megagpt.errors import DataError
 from megagpt.tokenizer import load_tokenizer
 
 _PLAN = "plan.json"
+_LOCK = "lock"
+_OWN = (_LOCK, f"{_PLAN}.partial")  # what may be there before the plan is
+
+
+@contextmanager
+def held(work: Path) -> Iterator[None]:
+    """Make the folder `work`, and keep other processes of this machine out of it.
+
+    Raises DataError where one is in it, or where it is a folder of something else.
+    """
+    if work.exists() and not (work / _PLAN).exists() and any(path.name not in _OWN for path in work.iterdir()):
+        raise DataError(f"{work} is not the work folder of a cleaning: it has no {_PLAN}; choose another --work folder")
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / _LOCK, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another process is cleaning in {work} now; wait for it, or choose another --work"
+            ) from error
+        yield
 
 
 def begin(settings: CleanSettings, restart: bool = False) -> None:
-    """Write down what is being done, or compare it with what was begun in the same `work` folder.
+    """Write down what is being done, or compare it with what was begun in the same `work` folder, which is held.
 
     Raises DataError where the dataset exists and is not of this cleaning, or where inputs, tokenizer or rules are
     others than those it was begun with. `restart` removes what was done before, and lets the dataset be replaced.
     """
-    if restart:
-        _remove_work(settings.work)
-    now, begun = _plan(settings), _begun(settings.work)
+    now, begun = _plan(settings), None if restart else _begun(settings.work)
     if begun is not None:
         _compare(settings.work, begun, now)
-        return
-    index = dataset_files(settings.output)[1]
-    if index.exists() and not restart:
-        raise DataError(f"{index} exists; choose another output, or replace it with --restart")
-    settings.work.mkdir(parents=True, exist_ok=True)
+    else:
+        _refuse_existing(settings, restart)
+        _empty(settings.work)
     partial = settings.work / f"{_PLAN}.partial"
     partial.write_text(json.dumps(now, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, settings.work / _PLAN)
@@ -44,19 +61,6 @@ def planned_tasks(work: Path) -> int | None:
     """The number of tasks that the cleaning in `work` was begun with; None where none was begun."""
     begun = _begun(work)
     return None if begun is None else int(begun["tasks"])
-
-
-@contextmanager
-def held(work: Path) -> Iterator[None]:
-    """Keep other processes of this machine out of `work`. Raises DataError where one is in it."""
-    with open(work / _PLAN) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"another process is cleaning in {work} now; wait for it, or choose another --work"
-            ) from error
-        yield
 
 
 def _begun(work: Path) -> dict[str, Any] | None:
@@ -83,7 +87,7 @@ def _plan(settings: CleanSettings) -> dict[str, Any]:
 
 def _compare(work: Path, begun: dict[str, Any], now: dict[str, Any]) -> None:
     for name, value in now.items():
-        if begun.get(name) == value:
+        if begun.get(name) == value or (name, value) == ("on_error", "skip"):  # tasks that are done had nothing to skip
             continue
         was = (
             "other inputs" if name == "inputs" else f"{name.replace('_', ' ')} {begun.get(name)}, which is now {value}"
@@ -94,10 +98,22 @@ def _compare(work: Path, begun: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def _remove_work(work: Path) -> None:
-    """Remove a work folder; one that is none of ours is an error."""
-    if not work.exists():
-        return
-    if not (work / _PLAN).exists() and any(work.iterdir()):
-        raise DataError(f"{work} is not the work folder of a cleaning: it has no {_PLAN}; choose another --work folder")
-    shutil.rmtree(work)
+def _refuse_existing(settings: CleanSettings, replace: bool) -> None:
+    index = dataset_files(settings.output)[1]
+    if index.exists() and not replace:
+        raise DataError(f"{index} exists; choose another output, or replace it with --restart")
+    folder = settings.text_output
+    if folder is not None and os.path.isdir(folder) and os.listdir(folder):
+        raise DataError(f"the folder {folder} of --text-output is not empty; empty it, or choose another")
+
+
+def _empty(work: Path) -> None:
+    """Remove what an earlier cleaning left, its plan last."""
+    begun = _begun(work)
+    if begun is not None:
+        remove_parts(begun["output"], begun["tasks"])
+    for path in sorted(work.iterdir(), key=lambda path: path.name == _PLAN):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()

@@ -6,12 +6,14 @@ A stage's folder in WORK/logs has datatrove's completion marker for each task th
 import contextlib
 import copy
 import io
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from megagpt.data.datatrove_base import logger
@@ -99,7 +101,8 @@ class _LocalExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 copy.deepcopy(self).run_task(rank)  # a copy: steps count in themselves
             return
-        with ProcessPoolExecutor(self.workers, mp_context=get_context("forkserver")) as pool:
+        context = get_context("forkserver")
+        with ProcessPoolExecutor(self.workers, context, initializer=_end_with_parent) as pool:
             try:
                 for task in as_completed([pool.submit(self.run_task, rank) for rank in ranks]):
                     task.result()
@@ -115,6 +118,21 @@ class _LocalExecutor(LocalPipelineExecutor):
         """Run one task in this process."""
         with contextlib.redirect_stderr(_Nowhere()):
             self._run_for_rank(rank)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that runs the recipe does, however that ends.
+
+    Else a process whose run was killed would go on writing while the next run writes the same files.
+    """
+
+    def wait() -> None:
+        parent = parent_process()
+        assert parent is not None, "runs in a process of the pool"
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Nowhere(io.TextIOBase):

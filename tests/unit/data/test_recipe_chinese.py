@@ -81,7 +81,12 @@ def test_duplicates_and_rubbish_go_and_good_text_stays(place: Place, capsys: pyt
     assert {row["metadata"]["filter_reason"] for row in removed} == set(RUBBISH)
     left = sorted(path.name for path in place.folder.iterdir() if path.name.startswith("data"))
     assert left == ["data.bin", "data.cleaning", "data.cleaning.json", "data.idx", "data.json"]
-    assert sorted(path.name for path in (place.folder / "data.cleaning").iterdir()) == ["logs", "plan.json", "removed"]
+    assert sorted(path.name for path in (place.folder / "data.cleaning").iterdir()) == [
+        "lock",
+        "logs",
+        "plan.json",
+        "removed",
+    ]
     printed = capsys.readouterr()
     assert "near                  -" in printed.out
     assert printed.err == ""
@@ -152,6 +157,15 @@ def test_other_options_are_refused_and_restart_takes_them(
     assert "--restart" in error
 
 
+def test_a_run_that_met_a_bad_line_goes_on_without_it_where_asked(place: Place) -> None:
+    with open(place.folder / "b.jsonl", "a", encoding="utf-8") as stream:
+        stream.write("no JSON\n")
+    assert place.clean("--tasks", "3") == 2
+    assert place.clean("--on-error", "skip") == 0
+    assert place.report()["unreadable"] == {"not JSON": 1}
+    assert place.clean("--on-error", "raise") == 2
+
+
 def test_other_inputs_are_refused_and_restart_takes_them(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.clean(inputs=("a.jsonl",))
     assert place.clean() == 2
@@ -161,6 +175,16 @@ def test_other_inputs_are_refused_and_restart_takes_them(place: Place, capsys: p
     assert place.report()["num_read"] > before
 
 
+def test_restart_leaves_nothing_of_the_run_before(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = str(place.folder / "text")
+    place.clean("--tasks", "4", "--text-output", texts)
+    (place.folder / "data.task-00003-of-00004.idx").touch()  # as a run that was stopped would leave it
+    assert place.clean("--restart", "--tasks", "1", "--text-output", texts) == 2
+    assert "text of --text-output is not empty" in capsys.readouterr().err
+    assert place.clean("--restart", "--tasks", "1") == 0
+    assert list(place.folder.glob("*.task-*")) == []
+
+
 def test_a_dataset_of_another_origin_is_not_replaced(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     (place.folder / "data.idx").touch()
     assert place.clean() == 2
@@ -168,8 +192,9 @@ def test_a_dataset_of_another_origin_is_not_replaced(place: Place, capsys: pytes
     assert place.clean("--restart") == 0
 
 
-def test_restart_removes_no_folder_that_is_not_its_own(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    assert place.clean("--restart", "--work", str(place.folder)) == 2
+def test_a_folder_of_something_else_is_left_alone(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in ([], ["--restart"]):
+        assert place.clean(*options, "--work", str(place.folder)) == 2
     assert "is not the work folder of a cleaning" in capsys.readouterr().err
     assert (place.folder / "a.jsonl").exists()
 
@@ -180,6 +205,8 @@ def test_two_processes_do_not_clean_in_one_folder(place: Place, capsys: pytest.C
     place.clean()
     with held(place.folder / "data.cleaning"):
         assert place.clean() == 2
+        assert place.clean("--restart") == 2
+    assert (place.folder / "data.cleaning" / "plan.json").exists()
     assert "another process is cleaning in" in capsys.readouterr().err
 
 
@@ -227,6 +254,43 @@ def test_without_opencc_the_error_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "opencc", None)
     assert place.clean("--simplified") == 2
     assert "pip install opencc" in capsys.readouterr().err
+
+
+SBATCH = """#!/usr/bin/env bash
+cd "$(dirname "$0")"
+echo "$*" >> submitted
+echo "Submitted batch job $(wc -l < submitted)"
+"""
+
+
+def test_on_slurm_each_stage_waits_for_the_one_before(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place.folder / "bin").mkdir()
+    (place.folder / "bin" / "sbatch").write_text(SBATCH)
+    (place.folder / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place.folder / 'bin'}:{os.environ['PATH']}")
+    slurm = ("--slurm-partition", "main", "--slurm-time", "1:00:00", "--slurm-memory", "3")
+    assert place.clean(*slurm) == 2
+    assert "--slurm-partition needs --tasks" in capsys.readouterr().err
+    assert place.clean(*slurm, "--tasks", "5", "--slurm-option", "account=mine") == 0
+    printed = capsys.readouterr().out.splitlines()
+    # datatrove submits a job for each stage, and one that adds up its statistics
+    assert [line.split()[-1] for line in printed[:8]] == [str(number) for number in range(1, 17, 2)]
+    submitted = (place.folder / "bin" / "submitted").read_text().splitlines()
+    assert [line for line in submitted if "--dependency=afterok:1 " in line] == [submitted[2]]
+    script = (place.folder / "data.cleaning" / "logs" / "clean" / "launch_script.slurm").read_text()
+    for option in ("partition=main", "time=1:00:00", "mem-per-cpu=3G", "account=mine", "array=0-4"):
+        assert f"#SBATCH --{option}" in script
+    assert "#SBATCH --kill-on-invalid-dep=yes" in script
+    assert f"source {sys.prefix}/bin/activate" in script
+    assert "qos" not in script
+
+
+def test_an_option_of_sbatch_has_a_name_and_a_value(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        place.clean("--slurm-option", "exclusive")
+    assert "exclusive must be NAME=VALUE" in capsys.readouterr().err
 
 
 class KillsItself:
