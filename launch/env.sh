@@ -148,10 +148,12 @@ venv_fits() {
     grep -qF "version = $version" "$MEGAGPT_VENV/pyvenv.cfg" && grep -qF "$MEGAGPT_VENV" "$MEGAGPT_VENV/bin/activate"
 }
 
-# One install at a time: tests and quickstart may be started together.
-if command -v flock >/dev/null; then
-    exec 9< "${BASH_SOURCE[0]}"
-    flock 9
+# One install at a time: tests, quickstart and the tasks of a job may be started together. Opened for writing, though
+# nothing is written: NFS gives an exclusive lock on no other file.
+if command -v flock >/dev/null && [ -w "${BASH_SOURCE[0]}" ]; then
+    exec 9<> "${BASH_SOURCE[0]}"
+    flock --nonblock 9 || { printf 'waiting for another process that makes or checks the environment\n' && flock 9; } ||
+        printf 'note: no locks on this file system; let one process make .venv before others start\n' >&2
 fi
 ensure_environment
 exec 9<&-
