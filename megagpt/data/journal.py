@@ -126,21 +126,25 @@ class Journal:
         os.close(self._file)
 
     def read(self) -> Record:
-        """Everything recorded. A last line that is not whole is removed; raises DataError for any other damage."""
+        """Everything recorded. The first line that is not whole, and all after it, are removed: they were being written
+        when the build was stopped, and what they speak of is made again. Raises DataError where there is no first line.
+        """
         with open(self.path, "rb") as stream:
             content = stream.read()
-        lines = re.findall(rb"[^\n]*\n|[^\n]+", content)
         bodies: list[Mapping[str, Any]] = []
-        for number, line in enumerate(lines, start=1):
+        whole = 0
+        for line in re.findall(rb"[^\n]*\n|[^\n]+", content):
             body = _checked(line)
-            if body is None and number < len(lines):
-                raise DataError(
-                    f"{self.path}:{number} is damaged, so what was built cannot be trusted; start over with --restart"
-                )
             if body is None:
-                os.ftruncate(self._file, len(content) - len(line))
                 break
             bodies.append(body)
+            whole += len(line)
+        if not bodies and content.count(b"\n") > 1:
+            raise DataError(
+                f"{self.path}:1 is damaged, so it is not known what was being built; start over with --restart"
+            )
+        if whole < len(content):
+            os.ftruncate(self._file, whole)
         try:
             return _record(bodies, self.path)
         except (KeyError, TypeError) as error:
@@ -149,12 +153,11 @@ class Journal:
                 "start over with --restart"
             ) from error
 
-    def append(self, record: Plan | Committed | Finish) -> None:
-        """Write a record and bring it to the disk. Raises OSError where the disk is full."""
-        body = json.dumps({_NAMES[type(record)]: asdict(record)}, separators=(",", ":"))
-        line = f'{{"hash":"{xxhash.xxh3_128_hexdigest(body.encode())}","record":{body}}}\n'.encode()
-        while line:
-            line = line[os.write(self._file, line) :]
+    def append(self, *records: Plan | Committed | Finish) -> None:
+        """Write records and bring them to the disk. Raises OSError where the disk is full."""
+        lines = b"".join(map(_line, records))
+        while lines:
+            lines = lines[os.write(self._file, lines) :]
         os.fdatasync(self._file)
 
     def clear(self) -> None:
@@ -200,6 +203,11 @@ def _open_locked(path: Path) -> int:
         if path.exists() and os.path.samestat(os.fstat(file), os.stat(path)):
             return file
         os.close(file)  # another build ended, and removed its journal, between our opening and locking it
+
+
+def _line(record: Plan | Committed | Finish) -> bytes:
+    body = json.dumps({_NAMES[type(record)]: asdict(record)}, separators=(",", ":"))
+    return f'{{"hash":"{xxhash.xxh3_128_hexdigest(body.encode())}","record":{body}}}\n'.encode()
 
 
 def _checked(line: bytes) -> Mapping[str, Any] | None:

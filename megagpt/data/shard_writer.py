@@ -23,6 +23,7 @@ from megagpt.data.sidecar import Shard
 from megagpt.errors import DataError
 
 _COPY_BYTES = 1 << 20
+_WAITING_SHARDS = 4
 
 
 class BuildFiles(NamedTuple):
@@ -240,14 +241,17 @@ class _OpenShard:
 
 
 class _Recorder:
-    """A thread that brings data to the disk and then records the shard they are; errors come out of `check`."""
+    """A thread that brings data to the disk and then records the shards they are; errors come out of `check`.
+
+    Shards that wait together are brought to the disk together; whoever writes faster than the disk takes it, waits.
+    """
 
     def __init__(self, bin_file: int, lengths_file: int, journal: Journal, committed: list[Committed]) -> None:
         self._files = (bin_file, lengths_file)
         self._journal = journal
         self._committed = committed
         self._error: BaseException | None = None
-        self._waiting: queue.SimpleQueue[Committed | None] = queue.SimpleQueue()
+        self._waiting: queue.Queue[Committed | None] = queue.Queue(_WAITING_SHARDS)
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
@@ -260,18 +264,30 @@ class _Recorder:
 
     def end(self) -> None:
         """Wait until all shards are recorded."""
-        self._waiting.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._waiting.put(None)
+            self._thread.join()
 
     def _run(self) -> None:
-        try:
-            while (shard := self._waiting.get()) is not None:
-                for file in self._files:
-                    os.fdatasync(file)
-                self._journal.append(shard)
-                self._committed.append(shard)
-        except BaseException as error:
-            self._error = error
+        ended = False
+        while not ended:
+            waiting = [self._waiting.get()]
+            while not self._waiting.empty():
+                waiting.append(self._waiting.get())
+            ended = None in waiting
+            if self._error is None:
+                try:
+                    self._record([shard for shard in waiting if shard is not None])
+                except BaseException as error:
+                    self._error = error
+
+    def _record(self, shards: list[Committed]) -> None:
+        if not shards:
+            return
+        for file in self._files:
+            os.fdatasync(file)
+        self._journal.append(*shards)
+        self._committed += shards
 
 
 def write_all(file: int, data: bytes) -> None:

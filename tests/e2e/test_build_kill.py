@@ -85,15 +85,16 @@ def moments(total: int, at_random: int, last: int) -> list[int]:
 
 def test_killed_at_any_file_operation(corpus: Corpus, tmp_path: Path) -> None:
     """Opening, writing (torn in half), flushing, recording, and each step of giving the files their names."""
-    kept = 0
-    for operation in moments(corpus.operations - 4, at_random=30, last=24):  # a few more or less, as threads take turns
+    killed = kept = 0
+    for operation in moments(corpus.operations, at_random=24, last=36):
         output = folder_of(tmp_path, operation)
-        assert corpus.build(output, operation).status == -signal.SIGKILL
+        killed += corpus.build(output, operation).status == -signal.SIGKILL
         if Path(f"{output}.idx").exists():
             IndexedDataset(output)  # whole, or not there
         kept += "going on with the build of" in corpus.build(output).said
         corpus.expect_whole(output)
-    assert kept > 30, "most of the runs found something to go on with"
+    assert killed > 30, "there are a few operations more or less, as threads take turns"
+    assert kept > 20, "most of the runs found something to go on with"
 
 
 def test_killed_while_replacing_a_dataset(corpus: Corpus, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_killed_while_replacing_a_dataset(corpus: Corpus, tmp_path: Path) -> Non
     with IndexedWriter(old, np.dtype(np.uint16)) as writer:
         writer.add_documents(np.arange(7), [3, 4])
         writer.finish()
-    for operation in range(corpus.operations - 16, corpus.operations + 2):
+    for operation in range(corpus.operations - 24, corpus.operations + 2):
         output = folder_of(tmp_path, operation)
         for suffix in (".bin", ".idx"):
             shutil.copy(f"{old}{suffix}", f"{output}{suffix}")
@@ -118,9 +119,8 @@ def test_killed_again_and_again(corpus: Corpus, tmp_path: Path) -> None:
     output = folder_of(tmp_path, "again")
     chance = random.Random(6)
     runs = 1
-    while corpus.build(output, chance.randrange(40, 120)).status:
+    while corpus.build(output, chance.randrange(40, 100) + 5 * runs).status:
         runs += 1
-        assert runs < 60, "no end"
     assert runs > 3
     corpus.expect_whole(output)
 

@@ -81,11 +81,19 @@ def test_a_last_line_whose_blocks_were_not_written_is_dropped(path: Path) -> Non
         assert journal.read().committed == [SHARD]
 
 
-def test_damage_before_the_last_line(path: Path) -> None:
+def test_what_follows_a_damaged_line_is_dropped(path: Path) -> None:
+    """Lines that were written together may be torn anywhere; what they speak of is made again."""
     content = path.read_bytes()
     place = content.index(b'"num_tokens":5')
     path.write_bytes(content[: place + 13] + b"6" + content[place + 14 :])
-    with Journal(path) as journal, pytest.raises(DataError, match=r"d.journal:2 is damaged, .* --restart"):
+    with Journal(path) as journal:
+        assert journal.read() == (PLAN, [], None)
+        assert path.stat().st_size == content.index(b"\n") + 1
+
+
+def test_a_damaged_first_line(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"task":0', b'"task":1'))
+    with Journal(path) as journal, pytest.raises(DataError, match=r"d.journal:1 is damaged, .* --restart"):
         journal.read()
 
 
