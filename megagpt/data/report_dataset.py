@@ -49,7 +49,24 @@ def _lengths(facts: DatasetFacts) -> str:
         f'<p class="note num">{" · ".join(words)} · mean <b>{facts.lengths.mean():,.1f}</b></p>'
         + draw(_length_chart(facts))
         + legend([(DOCUMENTS, "share of documents"), (TOKENS, "share of all tokens, in documents of this length")])
+        + _length_table(facts)
         + "</div>"
+    )
+
+
+def _length_table(facts: DatasetFacts) -> str:
+    """The chart's numbers, for those who cannot see it or want them exactly."""
+    rows = "".join(
+        f'<tr><td class="r">{row.first:,}</td><td class="r">{row.last:,}</td>'
+        f'<td class="r">{row.num_documents:,}</td><td class="r">{percent(row.num_documents / facts.num_documents)}</td>'
+        f'<td class="r">{row.num_tokens:,}</td><td class="r">{percent(row.num_tokens / facts.num_tokens)}</td></tr>'
+        for row in facts.bins
+        if row.num_documents
+    )
+    head = "".join(f'<th class="r">{name}</th>' for name in ("from", "to", "documents", "", "tokens in all", ""))
+    return (
+        "<details><summary>The numbers</summary>"
+        f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div></details>'
     )
 
 

@@ -202,6 +202,8 @@ def test_bars_have_the_height_of_their_share(tmp_path: Path) -> None:
     assert sum(heights[::2]) == pytest.approx(300 / 0.8, abs=0.1)
     assert sum(heights[1::2]) == pytest.approx(300 / 0.8, abs=0.1)
     assert "2 tokens: 3 documents (75.0 %)" in reader.content
+    table = "".join(reader.content.split("The numbers")[1].split("Where")[0].split())
+    assert "22375.0%642.9%" in table, "from 2 to 2 tokens: 3 documents, 75.0 %, 6 tokens, 42.9 %"
 
 
 @pytest.mark.parametrize("longest", [2, 9, 300, 5000, 10**5, 2**31 - 1])
