@@ -110,12 +110,16 @@ def position_after(
         return Position(0, 0, 0)
     last = committed[-1]
     begun: Iterator[Chunk] | None = None
+    to_compare = set(changed)
+    parts_of: dict[int, list[Part]] = {}
+    for record in committed:
+        for part in record.parts:
+            parts_of.setdefault(part.source, []).append(part)
     end = len(reading.shares) if complete else last.next_source
     for source in range(min(end + 1, len(reading.shares))):
-        if reading.file(source).path not in changed:
+        if reading.file(source).path not in to_compare:
             continue
-        parts = [part for record in committed for part in record.parts if part.source == source]
-        share = reading.shares[source]
+        parts, share = parts_of.get(source, []), reading.shares[source]
         if source < end:
             _compare(reading, source, reading.chunks(source, share.start, share.stop), parts, whole=True)
         elif parts:
@@ -171,8 +175,9 @@ def _hash_up_to(stop: int, start: int, chunks: Iterator[Chunk]) -> str | None:
 def _check_same_paths(before: list[str], now: list[str], unfinished: str, fix: str) -> None:
     if before == now:
         return
-    added = [path for path in now if path not in before]
-    removed = [path for path in before if path not in now]
+    old, new = set(before), set(now)
+    added = [path for path in now if path not in old]
+    removed = [path for path in before if path not in new]
     changes = [f"without {_some(added)}"] if added else []
     changes += [f"with {_some(removed)}"] if removed else []
     raise DataError(f"{unfinished} other inputs: {' and '.join(changes) or 'the same files in another order'}; {fix}")

@@ -95,6 +95,7 @@ def build_dataset(
 
     Raises DataError for bad input, an output that exists, a full disk, and a stopped build of something else.
     """
+    started = time.perf_counter()
     files = corpus_files(inputs)
     shares = assign_ranges(files, task, num_tasks)
     out = build_files(task_output(output, task, num_tasks))
@@ -114,7 +115,7 @@ def build_dataset(
         shard_bytes=shard_bytes,
     )
     reading = Reading(files, shares, text_key, on_error, out.spool, sizes)
-    how = _How(workers, overwrite, restart, native, on_progress, on_note)
+    how = _How(started, workers, overwrite, restart, native, on_progress, on_note)
     if not out.journal.exists():
         _refuse_existing(out, overwrite)
     with Journal(out.journal) as journal:
@@ -124,6 +125,7 @@ def build_dataset(
 class _How(NamedTuple):
     """What the resulting bytes do not depend on."""
 
+    started: float  # time.perf_counter()
     workers: int
     overwrite: bool
     restart: bool
@@ -138,7 +140,6 @@ class _Build:
     def __init__(
         self, out: BuildFiles, journal: Journal, plan: Plan, reading: Reading, tokenizer: Tokenizer, how: _How
     ) -> None:
-        self._started = time.perf_counter()
         self._out = out
         self._journal = journal
         self._plan = plan
@@ -301,7 +302,7 @@ class _Build:
             dtype=self._dtype.name,
             bin_bytes=finish.bin_bytes or 0,
             num_shards=len(sidecar.shards),
-            seconds=time.perf_counter() - self._started,
+            seconds=time.perf_counter() - self._how.started,
             input_bytes_read=max(self._done.stored_bytes_read - stored_bytes_before, 0),
             engine=None if self._engine is None else self._engine.name,
             engine_note=None if self._engine is None else self._engine.note,

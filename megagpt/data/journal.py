@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -206,7 +206,7 @@ def _open_locked(path: Path) -> int:
 
 
 def _line(record: Plan | Committed | Finish) -> bytes:
-    body = json.dumps({_NAMES[type(record)]: asdict(record)}, separators=(",", ":"))
+    body = json.dumps({_NAMES[type(record)]: record}, default=vars, separators=(",", ":"))
     return f'{{"hash":"{xxhash.xxh3_128_hexdigest(body.encode())}","record":{body}}}\n'.encode()
 
 

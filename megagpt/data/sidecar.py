@@ -5,7 +5,7 @@ Nothing in it depends on time, machine, threads or engine: the same inputs give 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,8 @@ class Sidecar:
 
     def to_json(self) -> str:
         """The file's content."""
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # file names that are not UTF-8: as \\udcxx
+        text = json.dumps(self, default=vars, ensure_ascii=False, indent=2) + "\n"
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # file names that are not UTF-8: as \udcxx
 
 
 def read_sidecar(path: Path) -> Sidecar | None:

@@ -17,6 +17,7 @@ from megagpt.data import build_finish, shard_writer
 from megagpt.data.builder import BuildReport, build_dataset
 from megagpt.data.indexed import IndexedDataset
 from megagpt.data.journal import Committed, Journal
+from megagpt.data.sidecar import read_sidecar
 from megagpt.data.sources import Sizes
 from megagpt.errors import DataError
 from megagpt.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -473,3 +474,55 @@ def test_file_names_that_are_not_utf8(builds: Builds) -> None:
     sidecar = IndexedDataset(builds.folder / "d").sidecar
     assert sidecar is not None
     assert sidecar.sources[1].path == str(builds.folder / name)
+
+
+def test_tasks(builds: Builds) -> None:
+    """Each task resumes for itself; what came from a file says so, in the file's own positions."""
+    builds.repair()
+    builds.build(output="whole")
+    whole = IndexedDataset(builds.folder / "whole")
+    content = b""
+    for task in range(3):
+        report = builds.build(output="t", task=task, num_tasks=3)
+        prefix = builds.folder / f"t.task-0000{task}-of-00003"
+        assert report.prefix == str(prefix)
+        sidecar = IndexedDataset(prefix).sidecar
+        assert sidecar is not None
+        assert sidecar.num_documents == sum(source.num_documents for source in sidecar.sources) > 0
+        assert all(source.path in (str(builds.a), str(builds.b)) for source in sidecar.sources)
+        content += prefix.with_name(prefix.name + ".bin").read_bytes()
+    assert content == (builds.folder / "whole.bin").read_bytes()
+    assert whole.num_documents == 53
+    with pytest.raises(DataError, match=r"task 3 of 3 tasks does not exist; tasks are numbered from 0 to 2"):
+        builds.build(output="t", task=3, num_tasks=3)
+
+
+def test_a_task_without_a_document(builds: Builds) -> None:
+    """It writes a sidecar alone, also in the place of an old part."""
+    builds.a.write_bytes(lines(1, 1))
+    report = builds.build(builds.a, output="t", task=1, num_tasks=4)
+    prefix = builds.folder / "t.task-00001-of-00004"
+    assert report.lines() == [f"dataset        {prefix}.json alone: there is no document in this share"]
+    assert sorted(os.listdir(builds.folder)) == ["a.jsonl", "b.jsonl", "t.task-00001-of-00004.json"]
+    sidecar = read_sidecar(Path(f"{prefix}.json"))
+    assert sidecar is not None
+    assert (sidecar.num_documents, sidecar.num_tokens, sidecar.max_token_id, sidecar.shards) == (0, 0, -1, ())
+    assert sidecar.fingerprint == builds.tokenizer.fingerprint
+    with pytest.raises(DataError, match=r"t.task-00001-of-00004.json exists; choose another output, or replace it"):
+        builds.build(builds.a, output="t", task=1, num_tasks=4)
+    for suffix in (".bin", ".idx"):
+        Path(f"{prefix}{suffix}").write_text("old")
+    builds.build(builds.a, output="t", task=1, num_tasks=4, overwrite=True)
+    assert sorted(os.listdir(builds.folder)) == ["a.jsonl", "b.jsonl", "t.task-00001-of-00004.json"]
+
+
+def test_a_change_that_moves_the_shares_of_all_tasks(builds: Builds) -> None:
+    """Another size moves them, another line of the same size does not."""
+    builds.b.write_bytes(lines(50, 2) + BAD)
+    with pytest.raises(DataError, match=r"b.jsonl:51: the line is not JSON"):
+        builds.build(task=1, num_tasks=2)
+    builds.repair()
+    with pytest.raises(DataError, match=r"b.jsonl changed, which moves the shares of all 2 tasks; start all of them"):
+        builds.build(task=1, num_tasks=2)
+    builds.b.write_bytes(lines(50, 2) + b"    \n")
+    assert builds.build(task=1, num_tasks=2).kept_shards > 0
