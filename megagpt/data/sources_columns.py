@@ -21,13 +21,14 @@ from megagpt.errors import DataError
 
 _BATCH_ROWS = 4096
 _READ_BYTES = 1 << 18
+_DECAY_MS = 10
 
 
 def parquet_chunks(
     file: CorpusFile, number: int, text_key: str, start: int = 0, stop: int | None = None, sizes: Sizes = SIZES
 ) -> Iterator[Chunk]:
     """Rows [start, stop) of the column `text_key`; a chunk lies in one row group. Row groups before `start` are not
-    read. Memory: a page of the column, and a batch of it of about two chunks.
+    read. Memory: a page of the column, and a batch of it of about a chunk.
 
     Raises DamagedFile after the chunks of all rows that can be read; damage to a page's values is seen where the file
     has checksums of its pages.
@@ -38,7 +39,7 @@ def parquet_chunks(
     except ImportError as error:
         raise DataError("reading .parquet files needs the package pyarrow; pip install pyarrow") from error
     _check(file)
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # of the process: 190 MB with its default, 154 MB with this
+    _give_memory_back_soon()
     row = start
     try:
         source = pyarrow.OSFile(file.path)
@@ -95,6 +96,17 @@ def _first_rows(arrays: Iterator[Any], rows: int) -> Iterator[Any]:
         rows -= len(array)
 
 
+def _give_memory_back_soon() -> None:
+    """Set up Arrow's memory in this process. A build of 650 MB of text, two workers: 162 MB with this, 196 MB without;
+    decoding takes a tenth longer, and with no delay at all, half as long again where threads free what others made.
+    """
+    import pyarrow
+
+    if "jemalloc" in pyarrow.supported_memory_backends():
+        pyarrow.set_memory_pool(pyarrow.jemalloc_memory_pool())
+        pyarrow.jemalloc_set_decay_ms(_DECAY_MS)
+
+
 def _check(file: CorpusFile) -> None:
     """The file may be read and is as long as when it was listed."""
     descriptor = open_stored(file)
@@ -105,10 +117,10 @@ def _check(file: CorpusFile) -> None:
 
 
 def _batch_rows(group: Any, text_key: str, sizes: Sizes) -> int:
-    """How many rows of a row group to decode at once: about two chunks of text."""
+    """How many rows of a row group to decode at once: about a chunk of text."""
     columns = [group.column(index) for index in range(group.num_columns)]
     text_bytes = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_key)
-    return max(1, min(_BATCH_ROWS, 2 * sizes.chunk_bytes * group.num_rows // max(text_bytes, 1)))
+    return max(1, min(_BATCH_ROWS, sizes.chunk_bytes * group.num_rows // max(text_bytes, 1)))
 
 
 def _missing_column(number: int, size: int, text_key: str, present: Sequence[str], start: int) -> Iterator[Chunk]:
