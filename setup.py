@@ -45,12 +45,6 @@ EXTRAS = {
     "gpu": ["triton>=3.2; platform_system == 'Linux'"],
 }
 
-# megagpt/native/*.cpp of each module
-ENCODER_SOURCES = [
-    *("module", "encoder", "json_line", "model"),
-    *("normalizer", "charsmap", "bpe", "bpe_tables", "unigram", "trie"),
-]
-
 
 def read_version() -> str:
     """The version in megagpt/__init__.py, read as text: importing the package is not needed to install it."""
@@ -69,16 +63,23 @@ def config_files() -> list[tuple[str, list[str]]]:
     return list(folders.items())
 
 
-def native_module(name: str, sources: list[str]) -> Extension:
-    """A C++ module of megagpt/native. Optional: without a compiler the same is done in Python, slower."""
-    return Extension(
-        f"megagpt.native.{name}",
-        sources=[f"megagpt/native/{source}.cpp" for source in sources],
-        depends=[path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "megagpt/native").glob("*.h"))],
-        extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden"],
-        language="c++",
-        optional=True,
-    )
+def native_modules() -> list[Extension]:
+    """The C++ modules of megagpt/native. Optional: without a compiler the same is done in Python, slower."""
+    samples = ["megagpt/native/samples.cpp"]
+    encoder = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "megagpt/native").glob("*.cpp"))]
+    sources = {"_encoder": [path for path in encoder if path not in samples], "_samples": samples}
+    headers = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "megagpt/native").glob("*.h"))]
+    return [
+        Extension(
+            f"megagpt.native.{name}",
+            sources=files,
+            depends=headers,
+            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden"],
+            language="c++",
+            optional=True,
+        )
+        for name, files in sources.items()
+    ]
 
 
 setup(
@@ -92,7 +93,7 @@ setup(
     packages=find_packages(include=["megagpt", "megagpt.*"]),
     package_data={"megagpt.native": ["*.pyi"]},
     data_files=config_files(),
-    ext_modules=[native_module("_encoder", ENCODER_SOURCES)],
+    ext_modules=native_modules(),
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megagpt = megagpt.cli:main"]},
