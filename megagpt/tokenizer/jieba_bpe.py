@@ -106,7 +106,8 @@ def _load_jieba(path: str) -> tuple[Any, str]:
         ) from None
     logging.getLogger("jieba").setLevel(logging.INFO)
     segmenter = jieba.Tokenizer()
-    dictionary = segmenter.get_dict_file().read()
+    with segmenter.get_dict_file() as file:
+        dictionary = file.read()
     segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(io.BytesIO(dictionary))
     segmenter.initialized = True
     return segmenter, f"{jieba.__version__} {hashlib.sha256(dictionary).hexdigest()}"
