@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from megagpt.data.chinese_steps import EXACT, MINHASH, ChineseCleaner, ChineseSignature, TaskReader, task_writer
+from megagpt.data.chinese_steps import EXACT, MINHASH, ChineseCleaner, ChineseSignature, TaskReader, TaskWriter
 from megagpt.data.chinese_text import Form, Rules
 from megagpt.data.corpus import OnError
 from megagpt.data.datatrove_base import DocumentsPipeline, PipelineStep
@@ -68,15 +68,15 @@ def chinese_stages(settings: CleanSettings) -> list[Stage]:
     work, tasks = settings.work, settings.tasks
     exact, near = work / "exact", work / "near"
 
-    def removed(by: str) -> object:
-        return task_writer(work / "removed" / by) if settings.keep_removed else None
+    def removed(by: str) -> TaskWriter | None:
+        return TaskWriter(work / "removed" / by) if settings.keep_removed else None
 
     def texts() -> list[PipelineStep]:
         return [TaskReader(str(work / "text")), ExactDedupFilter(str(exact / "duplicates"), EXACT, removed("exact"))]
 
     write: list[PipelineStep] = [IndexedDatasetWriter(settings.output, settings.tokenizer)]
     if settings.text_output is not None:
-        write.insert(0, task_writer(Path(settings.text_output)))
+        write.insert(0, TaskWriter(Path(settings.text_output)))
     return [
         Stage(
             "clean",
@@ -85,7 +85,7 @@ def chinese_stages(settings: CleanSettings) -> list[Stage]:
             [
                 CorpusReader(settings.inputs, settings.text_key, settings.on_error),
                 ChineseCleaner(settings.rules, settings.form, settings.simplified, removed("rules")),
-                task_writer(work / "text"),
+                TaskWriter(work / "text"),
                 ExactDedupSignature(str(exact / "signatures"), EXACT, finder_workers=tasks),
             ],
         ),
