@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,19 @@ def test_interrupting_the_command(corpus: Corpus, tmp_path: Path) -> None:
     assert "interrupted; nothing was kept" in errors
     assert "Traceback" not in errors
     assert sorted(os.listdir(tmp_path)) == ["large.jsonl"]
+
+
+def test_an_error_while_standard_input_stays_open(corpus: Corpus, tmp_path: Path) -> None:
+    """A thread is waiting for more of it then, which must hold up neither the message nor the end of the process."""
+    program = "import sys, megagpt.data.commit\nmegagpt.data.commit._PATIENCE_SECONDS = 0.2\n"
+    program += "from megagpt.cli import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "data", "build", "-", "--tokenizer", corpus.tokenizer, "--workers", "2"]
+    command += ["--output", str(tmp_path / "d")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with suppress(BrokenPipeError):  # beyond the chunk of the bad line
+            process.stdin.write(b'{"text": "good"}\n' * 200_000 + b"oops\n" + b'{"text": "good"}\n' * 60_000)
+        assert process.wait(timeout=30) == 2
+        assert b"standard input:200001: the line is not JSON" in process.stderr.read()

@@ -224,6 +224,41 @@ def test_the_commands(
         run_tool(VERBS["build"], [*build, "--workers", "0"])
 
 
+def test_the_options_of_the_command(
+    tmp_path: Path, corpus: Path, toy_tokenizer: SentencePieceTokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(prefix: str, *options: str) -> tuple[int, str, str]:
+        status = run_tool(
+            VERBS["build"],
+            [str(corpus), "--output", str(tmp_path / prefix), "--tokenizer", toy_tokenizer.path, *options],
+        )
+        return (status, *capsys.readouterr())
+
+    status, shown, said = run("d")
+    assert (status, said) == (0, "")
+    assert f"encoder        native, {len(os.sched_getaffinity(0))} threads" in shown
+    status, shown, said = run("e", "--no-native", "--workers", "1")
+    assert "encoder        sentencepiece, 1 threads" in shown
+    assert "warning: this build is slower than it could be: the native encoder is switched off" in said
+    status, shown, said = run("t", "--task", "1", "--num-tasks", "2")
+    assert f"dataset        {tmp_path}/t.task-00001-of-00002.bin, .idx, .json" in shown
+    assert run("t", "--task", "2", "--num-tasks", "2")[0] == 2
+    Path(f"{tmp_path}/f.journal").write_text("x\n" * 3)
+    status, shown, said = run("f")
+    assert (status, "f.journal:1 is damaged" in said) == (2, True)
+    assert run("f", "--restart")[0] == 0
+    assert (tmp_path / "f.json").read_bytes() == (tmp_path / "d.json").read_bytes()
+
+
+def test_starting_is_cheap() -> None:
+    """What takes long to import is imported where it is needed."""
+    program = "import sys, megagpt.data.cli_build\nslow = {'rich', 'pydantic', 'pyarrow', 'zstandard', 'datasets', "
+    program += (
+        "'tokenizers', 'sentencepiece', 'jieba', 'torch'}\nassert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_the_data_side_never_imports_torch() -> None:
     """A corpus is prepared on machines without GPUs, where importing torch would be most of the time."""
     program = "import sys, megagpt.data.cli, megagpt.tokenizer.cli, megagpt.data.samples, megagpt.data.check\n"
