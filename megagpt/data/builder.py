@@ -54,7 +54,7 @@ from megagpt.tokenizer.protocol import Tokenizer
 __all__ = ["SHARD_BYTES", "BuildProgress", "BuildReport", "build_dataset", "task_output"]
 
 SHARD_BYTES = 64 << 20  # of input content
-_AHEAD_PER_WORKER = 3  # chunks taken and not committed
+_AHEAD_PER_WORKER = 2  # chunks taken and not committed
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -236,7 +236,7 @@ class _Build:
             lambda: Encoding(self._reading, engine.encoder(), writer.first_skipped),
             writer.append,
             self._how.workers,
-            ahead=_AHEAD_PER_WORKER * self._how.workers,
+            ahead=_AHEAD_PER_WORKER * self._how.workers + 2,
             on_progress=None if self._how.on_progress is None else lambda: self._show_progress(writer.done),
         )
         writer.finish()
