@@ -8,7 +8,6 @@ more memory than a whole build does. Its Arrow files are then read without it.
 import json
 import mmap
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -72,6 +71,8 @@ def parse_dataset_name(given: str) -> DatasetName:
 
 def find_dataset(given: str) -> DatasetFiles:
     """`load_dataset` in a process of its own, which takes about two seconds; what it downloads shows on stderr."""
+    import subprocess  # not at the top: every start of the command line would pay for it
+
     parse_dataset_name(given)
     child = subprocess.run(
         [sys.executable, "-c", _CHILD, json.dumps(sys.path), given], stdout=subprocess.PIPE, encoding="utf-8"

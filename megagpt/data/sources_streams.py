@@ -209,9 +209,8 @@ class _Cutter:
         if lines:
             end, self._end = self._end, self._begin + _length(lines)
             self._held = lines
-            edge = self._edge
             yield self._take()
-            self._end, self._edge = end, edge
+            self._end = end
         self._held = []
         descriptor, self._path = tempfile.mkstemp(suffix=".jsonl", dir=self._job.spool)
         self._file = os.fdopen(descriptor, "wb", buffering=0)

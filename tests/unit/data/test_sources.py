@@ -1,7 +1,9 @@
 """Chunks of plain files: joined they are the file, each line once, whatever the sizes and wherever reading goes on."""
 
 import os
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,6 +38,16 @@ def bytes_of(payload: Payload) -> bytes:
         return payload.content
     assert isinstance(payload, LongLine)
     return payload.path.read_bytes()[payload.start : payload.stop]
+
+
+@contextmanager
+def memory_peak() -> Iterator[Callable[[], int]]:
+    """The most bytes of Python objects that were held at once inside, above those held before."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def line_starts(content: bytes) -> list[int]:
@@ -104,10 +116,12 @@ def test_a_line_belongs_to_the_range_in_which_it_starts(tmp_path: Path, content:
 
 
 def test_a_long_line_is_found_without_holding_it(tmp_path: Path) -> None:
-    file = write(tmp_path / "c.jsonl", b"ab\n" + b"x" * 5_000_000 + b"\ncd\n")
-    found = read(file, tmp_path, sizes=Sizes(1 << 10, 1 << 12))
-    assert [(chunk.start, chunk.stop) for chunk in found] == [(0, 3), (3, 5_000_004), (5_000_004, 5_000_007)]
-    assert found[1].load() == LongLine(tmp_path / "c.jsonl", 3, 5_000_004)
+    file = write(tmp_path / "c.jsonl", b"ab\n" + b"x" * 30_000_000 + b"\ncd\n")
+    with memory_peak() as peak:
+        found = read(file, tmp_path, sizes=Sizes(1 << 10, 1 << 12))
+        assert peak() < 4_000_000
+    assert [(chunk.start, chunk.stop) for chunk in found] == [(0, 3), (3, 30_000_004), (30_000_004, 30_000_007)]
+    assert found[1].load() == LongLine(tmp_path / "c.jsonl", 3, 30_000_004)
     assert line_of(file, found[2].start) == 3
     assert place_of(file, found[2], found[2].load(), 1) == f"{file.path}:3"
 

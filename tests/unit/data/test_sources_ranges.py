@@ -62,7 +62,7 @@ def test_plain_files_are_cut_into_equal_shares(sizes: list[int], num_tasks: int)
 
 
 def test_files_that_are_not_cut_are_spread_evenly() -> None:
-    files = [CorpusFile(f"{number}.jsonl.zst", size) for number, size in enumerate([10, 12, 11, 9])]
+    files = [CorpusFile(f"{number}.jsonl.zst", size) for number, size in enumerate([9, 13, 11, 9])]
     assert [assign_ranges(files, task, 4) for task in range(4)] == [[(number, 0, None)] for number in range(4)]
     assert [len(assign_ranges(files, task, 2)) for task in range(2)] == [2, 2]
     assert assign_ranges(files, 0, 1) == [(number, 0, None) for number in range(4)]
