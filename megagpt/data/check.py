@@ -34,8 +34,8 @@ def check_dataset(dataset: IndexedDataset, tokenizer: Tokenizer | None, vocab_si
 def share_of_ended_documents(dataset: IndexedDataset, eod_id: int) -> float:
     """Share of documents whose last token is `eod_id`, among at most 1000 that are not empty, evenly spread."""
     looked_at = np.unique(np.linspace(0, len(dataset) - 1, _DOCUMENTS_LOOKED_AT, dtype=np.int64))
-    looked_at = looked_at[dataset.document_lengths[looked_at] > 0]
-    ends = dataset.document_offsets[looked_at + 1]
+    ends = dataset.offsets_at(looked_at + 1)
+    ends = ends[ends > dataset.offsets_at(looked_at)]
     ended = [int(dataset.tokens(int(end) - 1, int(end))[0]) == eod_id for end in ends]
     return sum(ended) / len(ended) if ended else 0.0
 

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from megagpt.data.samples import SampleIndex
 
+_BLOCK_TOKENS = 1 << 20
+
 
 def unigram_entropy(token_counts: NDArray) -> float:
     """H = -Σ p(t) ln p(t) in nats per token, p the frequencies in `token_counts` [V].
@@ -30,10 +32,11 @@ def count_labels(
     Give `separate_documents_eod_id` where documents are kept apart: the label after an end of document does not count.
     """
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for sample in range(num_samples):
-        tokens = samples.tokens_of(sample)
-        labels = tokens[1:]
+    block = max(1, _BLOCK_TOKENS // samples.sequence_length)
+    for start in range(0, num_samples, block):
+        tokens = samples.tokens_of_many(np.arange(start, min(start + block, num_samples)))
+        labels = tokens[:, 1:]
         if separate_documents_eod_id is not None:
-            labels = labels[tokens[:-1] != separate_documents_eod_id]
-        counts += np.bincount(labels, minlength=vocab_size)
+            labels = labels[tokens[:, :-1] != separate_documents_eod_id]
+        counts += np.bincount(labels.reshape(-1), minlength=vocab_size)
     return counts

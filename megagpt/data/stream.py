@@ -15,12 +15,14 @@ from megagpt.data.batch import Batch
 
 
 class SampleSource(Protocol):
-    """Samples by number, as SampleIndex gives them."""
+    """Samples by number, as SampleIndex and BlendedSamples give them."""
 
-    samples_per_epoch: int
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples until all has been read once."""
 
-    def tokens_of(self, sample: int) -> NDArray[np.int64]:
-        """The S+1 tokens of a sample."""
+    def tokens_of_many(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The S+1 tokens of each of some samples, [n, S+1]."""
 
 
 class StepSlice(Protocol):
@@ -91,11 +93,9 @@ class BatchStream:
 
     def _batch(self, numbers: range, micro_batch_size: int) -> Batch:
         """The samples `numbers`, filled up to `micro_batch_size` with sequences that do not count."""
-        rows = [self.samples.tokens_of(number) for number in numbers]
-        fill = micro_batch_size - len(rows)
-        if fill:
-            rows += [self.samples.tokens_of(0)] * fill
-        batch = make_batch(np.stack(rows), self.eod_id if self.separate_documents else None)
+        fill = micro_batch_size - len(numbers)
+        rows = self.samples.tokens_of_many(np.array([*numbers] + [0] * fill, dtype=np.int64))
+        batch = make_batch(rows, self.eod_id if self.separate_documents else None)
         assert batch.tokens.shape == (micro_batch_size, self.sequence_length), batch.tokens.shape
         if fill:
             batch.loss_mask[micro_batch_size - fill :] = 0
