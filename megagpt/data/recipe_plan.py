@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megagpt.data.build_resume import input_state
 from megagpt.data.corpus import corpus_files
 from megagpt.data.indexed import dataset_files
 from megagpt.data.recipe_chinese import CleanSettings, remove_parts
@@ -78,9 +79,7 @@ def _plan(settings: CleanSettings) -> dict[str, Any]:
     del plan["work"]
     plan["output"] = os.path.abspath(settings.output)
     plan["tokenizer"] = load_tokenizer(settings.tokenizer).fingerprint
-    plan["inputs"] = [
-        [file.path, file.size_bytes, os.stat(file.path).st_mtime_ns] for file in corpus_files(settings.inputs)
-    ]
+    plan["inputs"] = [asdict(input_state(file.path, file.size_bytes)) for file in corpus_files(settings.inputs)]
     plan.update(plan.pop("rules"))
     return json.loads(json.dumps(plan))
 
