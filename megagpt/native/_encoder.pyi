@@ -2,7 +2,6 @@
 
 from typing_extensions import Buffer
 
-
 class Model:
     def __new__(cls, model_bytes: Buffer, space_mark_ids: tuple[int, ...]) -> Model: ...
 
