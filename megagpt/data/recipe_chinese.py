@@ -65,67 +65,38 @@ class Stage(NamedTuple):
 
 def chinese_stages(settings: CleanSettings) -> list[Stage]:
     """The recipe. Raises DataError where inputs or tokenizer are missing."""
-    work, tasks = settings.work, settings.tasks
-    exact, near = work / "exact", work / "near"
+    tasks = settings.tasks
+    text, duplicates = str(settings.work / "text"), str(settings.work / "exact" / "duplicates")
+    exact, near = str(settings.work / "exact" / "signatures"), str(settings.work / "near" / "signatures")
+    pairs, groups = str(settings.work / "near" / "pairs"), str(settings.work / "near" / "groups")
 
     def removed(by: str) -> TaskWriter | None:
-        return TaskWriter(work / "removed" / by) if settings.keep_removed else None
+        return TaskWriter(settings.work / "removed" / by) if settings.keep_removed else None
 
-    def texts() -> list[PipelineStep]:
-        return [TaskReader(str(work / "text")), ExactDedupFilter(str(exact / "duplicates"), EXACT, removed("exact"))]
-
-    write: list[PipelineStep] = [IndexedDatasetWriter(settings.output, settings.tokenizer)]
-    if settings.text_output is not None:
-        write.insert(0, TaskWriter(Path(settings.text_output)))
+    clean: list[PipelineStep] = [
+        CorpusReader(settings.inputs, settings.text_key, settings.on_error),
+        ChineseCleaner(settings.rules, settings.form, settings.simplified, removed("rules")),
+        TaskWriter(Path(text)),
+        ExactDedupSignature(exact, EXACT, finder_workers=tasks),
+    ]
+    find_exact = ExactFindDedups(exact, duplicates, EXACT, lines_to_buffer=_BUFFERED_LINES)
+    sign: list[PipelineStep] = [TaskReader(text), ExactDedupFilter(duplicates, EXACT), ChineseSignature(near)]
+    find_near = MinhashDedupBuckets(near, pairs, config=MINHASH, lines_to_buffer=_BUFFERED_LINES)
+    group = MinhashDedupCluster(pairs, groups, config=MINHASH, lines_to_buffer=_BUFFERED_LINES)
+    tokenize: list[PipelineStep] = [
+        TaskReader(text),
+        ExactDedupFilter(duplicates, EXACT, removed("exact")),
+        MinhashDedupFilter(groups, removed("near")),
+        *([] if settings.text_output is None else [TaskWriter(Path(settings.text_output))]),
+        IndexedDatasetWriter(settings.output, settings.tokenizer),
+    ]
     return [
-        Stage(
-            "clean",
-            "read, normalise, filter",
-            tasks,
-            [
-                CorpusReader(settings.inputs, settings.text_key, settings.on_error),
-                ChineseCleaner(settings.rules, settings.form, settings.simplified, removed("rules")),
-                TaskWriter(work / "text"),
-                ExactDedupSignature(str(exact / "signatures"), EXACT, finder_workers=tasks),
-            ],
-        ),
-        Stage(
-            "exact",
-            "find exact duplicates",
-            tasks,
-            [
-                ExactFindDedups(
-                    str(exact / "signatures"), str(exact / "duplicates"), EXACT, lines_to_buffer=_BUFFERED_LINES
-                )
-            ],
-        ),
-        Stage("signatures", "MinHash signatures", tasks, [*texts(), ChineseSignature(str(near / "signatures"))]),
-        Stage(
-            "buckets",
-            "find near-duplicates",
-            MINHASH.num_buckets,
-            [
-                MinhashDedupBuckets(
-                    str(near / "signatures"), str(near / "pairs"), config=MINHASH, lines_to_buffer=_BUFFERED_LINES
-                )
-            ],
-        ),
-        Stage(
-            "cluster",
-            "group near-duplicates",
-            1,
-            [
-                MinhashDedupCluster(
-                    str(near / "pairs"), str(near / "groups"), config=MINHASH, lines_to_buffer=_BUFFERED_LINES
-                )
-            ],
-        ),
-        Stage(
-            "tokenize",
-            "deduplicate, tokenize",
-            tasks,
-            [*texts(), MinhashDedupFilter(str(near / "groups"), removed("near")), *write],
-        ),
+        Stage("clean", "read, normalise, filter", tasks, clean),
+        Stage("exact", "find exact duplicates", tasks, [find_exact]),
+        Stage("signatures", "MinHash signatures", tasks, sign),
+        Stage("buckets", "find near-duplicates", MINHASH.num_buckets, [find_near]),
+        Stage("cluster", "group near-duplicates", 1, [group]),
+        Stage("tokenize", "deduplicate, tokenize", tasks, tokenize),
         Stage("merge", "merge", 1, [MergeParts(settings)]),
         Stage("tidy", "remove what is not needed any more", 1, [Tidy(settings)]),
     ]
