@@ -42,6 +42,7 @@ EXTRAS = {
         "datasets>=3",
         "datatrove>=0.10",
         "jieba>=0.42.1",
+        "orjson>=3.10",
         "pytest>=8",
         "pytest-timeout>=2.3",
         "hypothesis>=6.100",
