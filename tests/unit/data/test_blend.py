@@ -1,7 +1,6 @@
 """Blends: each corpus's samples one after the other over all phases, none lost or repeated; what a history refuses."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
