@@ -10,10 +10,10 @@ from megagpt.data.report_words import percent, round_number, short, text
 
 
 class RunCorpus(NamedTuple):
-    """A corpus of the run; `samples_per_epoch` of its training split."""
+    """A corpus of the run; `samples_per_epoch` of its training split, None where it is not known."""
 
     name: str
-    samples_per_epoch: int
+    samples_per_epoch: int | None
 
 
 class RunPhase(NamedTuple):
@@ -65,9 +65,12 @@ def run_section(facts: RunFacts) -> str:
     return "".join(parts)
 
 
-def corpus_epochs(facts: RunFacts) -> list[float]:
-    """Passes through each corpus at the end of the run."""
-    return [_read(facts, number) / corpus.samples_per_epoch for number, corpus in enumerate(facts.corpora)]
+def corpus_epochs(facts: RunFacts) -> list[float | None]:
+    """Passes through each corpus at the end of the run; None where it is not known what an epoch is."""
+    return [
+        _read(facts, number) / corpus.samples_per_epoch if corpus.samples_per_epoch else None
+        for number, corpus in enumerate(facts.corpora)
+    ]
 
 
 def _read(facts: RunFacts, corpus: int) -> int:
@@ -83,11 +86,19 @@ def _totals(facts: RunFacts) -> str:
             f'<div class="name">{text(corpus.name)}</div>'
             f'<div class="wide"><div class="val num" data-label="tokens read">{short(read * facts.sequence_length)} '
             f"<small>{percent(share)} of the run</small></div>{bar(share, number)}</div>"
-            f'<div><div class="val num" data-label="epochs">{epochs:,.2f}</div></div>'
-            f'<div><div class="val num" data-label="tokens of an epoch">'
-            f"{short(corpus.samples_per_epoch * facts.sequence_length)}</div></div>"
+            f'<div><div class="val num" data-label="epochs">{_known(epochs)}</div></div>'
+            f'<div><div class="val num" data-label="tokens of an epoch">{_epoch_tokens(facts, corpus)}</div></div>'
         )
     return f'<div class="rows">{"".join(cells)}</div>'
+
+
+def _known(epochs: float | None) -> str:
+    return "not known" if epochs is None else f"{epochs:,.2f}"
+
+
+def _epoch_tokens(facts: RunFacts, corpus: RunCorpus) -> str:
+    known = corpus.samples_per_epoch
+    return "not known" if known is None else short(known * facts.sequence_length)
 
 
 def _blend_chart(facts: RunFacts) -> Chart:
@@ -123,14 +134,16 @@ def _blend_chart(facts: RunFacts) -> Chart:
 
 def _epoch_chart(facts: RunFacts) -> Chart:
     epochs = corpus_epochs(facts)
-    y_ticks = nice_ticks(max(epochs))
+    y_ticks = nice_ticks(max((count for count in epochs if count is not None), default=0.0))
     lines = []
     for number, corpus in enumerate(facts.corpora):
+        if corpus.samples_per_epoch is None:
+            continue
         points, read = [(0.0, 0.0)], 0
         for phase in facts.phases:
             read += phase.samples[number]
             points.append((phase.end_sample / facts.num_samples, read / corpus.samples_per_epoch / y_ticks[-1]))
-        lines.append(Line(points, number, f"{corpus.name}: {epochs[number]:,.2f} epochs at the end"))
+        lines.append(Line(points, number, f"{corpus.name}: {_known(epochs[number])} epochs at the end"))
     return Chart(
         shapes=(),
         lines=lines,
@@ -138,7 +151,7 @@ def _epoch_chart(facts: RunFacts) -> Chart:
         y_ticks=[Tick(tick / y_ticks[-1], f"{tick:g}") for tick in y_ticks],
         x_meaning="tokens read",
         summary="Epochs at the end of the run: "
-        + ", ".join(f"{corpus.name} {count:.2f}" for corpus, count in zip(facts.corpora, epochs, strict=True)),
+        + ", ".join(f"{corpus.name} {_known(count)}" for corpus, count in zip(facts.corpora, epochs, strict=True)),
     )
 
 
