@@ -93,7 +93,7 @@ def dispatch(arguments: list[str]) -> int:
 def usage() -> str:
     """The text of `megagpt --help`."""
     lines = ["usage: megagpt COMMAND [arguments]", "", "commands:"]
-    lines += [f"  {name:11} {command.help}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:13} {command.help}" for name, command in COMMANDS.items()]
     lines += ["", "megagpt COMMAND --help says more; --version prints the version."]
     return "\n".join(lines)
 
@@ -103,7 +103,7 @@ def _run_subverb(name: str, command: Command, verbs: dict, arguments: list[str])
     prog = f"megagpt {name}"
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = [f"usage: {prog} COMMAND [arguments]", "", "commands:"]
-        lines += [f"  {subverb:11} {verb.help}" for subverb, verb in verbs.items()]
+        lines += [f"  {subverb:13} {verb.help}" for subverb, verb in verbs.items()]
         print("\n".join(lines), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else USER_ERROR
     if arguments[0] not in verbs:

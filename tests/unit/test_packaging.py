@@ -1,5 +1,6 @@
 """The wheel has every module, every configuration and the command; the pins cover what setup.py asks for."""
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from megagpt import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
 COPIED = ["setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"]
 
 
@@ -23,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
     for name in COPIED:
         shutil.copy(ROOT / name, source / name)
     for folder in ("megagpt", "configs"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     output = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     ended = subprocess.run([*command, "--wheel-dir", str(output), str(source)], capture_output=True, text=True)
@@ -31,6 +33,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
     (path,) = output.glob("*.whl")
     with zipfile.ZipFile(path) as opened:
         yield opened
+
+
+@pytest.mark.skipif(not COMPILER, reason="no C++ compiler: the native core is left out")
+@pytest.mark.parametrize("name", ["_encoder", "_samples"])
+def test_the_installed_package_has_its_native_modules(name: str) -> None:
+    """They are optional, so an install says nothing where they do not compile."""
+    importlib.import_module(f"megagpt.native.{name}")
 
 
 def metadata(wheel: zipfile.ZipFile, name: str) -> str:
@@ -53,7 +62,10 @@ def pinned(version: tuple[int, int]) -> dict[str, str]:
 
 def test_the_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     inside = {name for name in wheel.namelist() if name.startswith("megagpt/")}
-    assert inside == {path.relative_to(ROOT).as_posix() for path in (ROOT / "megagpt").rglob("*.py")}
+    native = {name for name in inside if re.fullmatch(r"megagpt/native/_(encoder|samples)\.[\w-]+\.so", name)}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "megagpt").rglob("*.py*") if path.suffix != ".pyc"}
+    assert inside - native == modules
+    assert len(native) == (2 if COMPILER else 0), native
     others = {name.split("/")[0] for name in wheel.namelist()} - {"megagpt"}
     assert others == {f"megagpt-{__version__}.dist-info", f"megagpt-{__version__}.data"}
 
