@@ -8,7 +8,9 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from megagpt.config_text import wanted
 
 _TOKEN_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -101,17 +103,64 @@ class TokenizerSection(Section):
     )
 
 
+class CorpusSection(Section):
+    """One corpus of a blend."""
+
+    path: str = Field(min_length=1, description="indexed dataset without suffix: PATH.bin and PATH.idx")
+    weight: float = Field(
+        default=1.0, gt=0, description="share of the training tokens, relative to the other corpora's weights"
+    )
+    name: str | None = Field(default=None, min_length=1, description="name in reports; unset: the last part of path")
+    split: Split | None = Field(default=None, description="shares of its documents; unset: data.split")
+
+
+def parse_corpora(value: Any) -> Any:
+    """Corpora from a list of tables. Raises ValueError with the fix."""
+    such_as = 'such as [{path = "data/news", weight = 0.7}, {path = "data/books", weight = 0.3}]'
+    if value is None or (isinstance(value, tuple) and all(isinstance(corpus, CorpusSection) for corpus in value)):
+        return value
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(corpus, dict) for corpus in value):
+        raise ValueError(f"must be a list of tables with path and weight, {such_as}")
+    corpora = []
+    for number, table in enumerate(value, start=1):
+        if "path" not in table:
+            raise ValueError(f"has no path in its table {number}; each needs one, {such_as}")
+        unknown = [key for key in table if key not in CorpusSection.model_fields]
+        if unknown:
+            known = ", ".join(CorpusSection.model_fields)
+            raise ValueError(f"has an unknown key {unknown[0]} in its table {number}; the keys are {known}")
+        try:
+            corpora.append(CorpusSection(**table))
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            raise ValueError(f"is wrong in its table {number}: {detail['loc'][0]} {wanted(detail)}") from None
+    return tuple(corpora)
+
+
+Corpora = Annotated[tuple[CorpusSection, ...] | None, BeforeValidator(parse_corpora)]
+
+
 class DataSection(Section):
-    """The indexed dataset and how sequences are cut from it."""
+    """The indexed dataset, or several with their weights, and how sequences are cut from them."""
 
     path: str | None = Field(
         default=None, min_length=1, description="indexed dataset without suffix: PATH.bin and PATH.idx"
+    )
+    corpora: Corpora = Field(
+        default=None,
+        description="instead of path, several datasets: a list of tables with path, weight (share of the training "
+        "tokens, relative to the others'), and, if wanted, name and split; on the command line as in TOML",
     )
     split: Split = Field(
         default=(0.98, 0.01, 0.01), description="shares of documents for training, validation and test; they sum to 1"
     )
     separate_documents: bool = Field(
         default=False, description="keep packed documents apart: attention and positions restart at each document"
+    )
+    index_folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of sample indexes; unset: beside each dataset, or the user's cache if that is read-only",
     )
 
 

@@ -4,6 +4,7 @@ In: arguments. Out: values by dotted key. Knows nothing of files, nor of the oth
 """
 
 import argparse
+import sys
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
@@ -11,6 +12,11 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from megagpt.config import RunConfig
 from megagpt.config_text import nearest
 from megagpt.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 COMMAND_LINE = "command line"
 
@@ -113,6 +119,8 @@ def _typed(key: str, text: str) -> Any:
         if text in ("null", "none"):
             return None
         kind = next(option for option in get_args(kind) if option is not type(None))
+    if key == "data.corpora":
+        return _toml(text)
     if get_origin(kind) is tuple:
         parts = [_number(part.strip(), float) for part in text.strip().removeprefix("[").removesuffix("]").split(",")]
         return text if any(isinstance(part, str) for part in parts) else parts
@@ -121,6 +129,14 @@ def _typed(key: str, text: str) -> Any:
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     return text if kind is str else _number(text, kind)
+
+
+def _toml(text: str) -> Any:
+    """A value as a file has it, or the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _number(text: str, kind: type[int] | type[float]) -> int | float | str:

@@ -156,6 +156,9 @@ def _toml_value(value: object) -> str:
         return repr(value)
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, dict):
+        parts = [f"{key} = {_toml_value(part)}" for key, part in value.items() if part is not None]
+        return "{" + ", ".join(parts) + "}"
     assert isinstance(value, tuple), value
     return "[" + ", ".join(_toml_value(item) for item in value) + "]"
 

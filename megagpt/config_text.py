@@ -38,6 +38,8 @@ def show_value(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f'"{value}"'
+    if hasattr(value, "model_dump"):  # a part of the configuration; pydantic is not imported here: it is slow
+        return show_value(value.model_dump(exclude_none=True))
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(show_value(item) for item in value) + "]"
     if isinstance(value, dict):

@@ -24,6 +24,7 @@ from megagpt.plan_checks import (
     padded_vocab_size,
 )
 from megagpt.plan_checks_batch import check_batches
+from megagpt.plan_checks_data import check_data
 from megagpt.plan_layout import Layout, StagePlan, make_layout
 from megagpt.plan_memory import GIB, GpuMemory, estimate_memory, rank_parameters
 from megagpt.training.lr import learning_rate
@@ -114,6 +115,7 @@ def make_plan(
         *world_problems,
         *check_zero(loaded),
         *check_batches(loaded, data_ranks),
+        *check_data(loaded),
         *check_training(loaded),
     ]
     if problems or vocab_size is None or data_ranks is None:

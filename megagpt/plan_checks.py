@@ -194,16 +194,9 @@ def check_zero(loaded: LoadedConfig) -> list[str]:
 
 
 def check_training(loaded: LoadedConfig) -> list[str]:
-    """The split sums to 1 and the learning-rate schedule's parts are in order."""
-    train, split = loaded.config.train, loaded.config.data.split
+    """The learning-rate schedule's parts are in order."""
+    train = loaded.config.train
     problems = []
-    if abs(sum(split) - 1) > 1e-6:
-        problems.append(
-            f"{loaded.describe('data.split')} sums to {sum(split):g}; the three shares must sum to 1, "
-            "such as [0.98, 0.01, 0.01]"
-        )
-    elif split[0] == 0:
-        problems.append(f"{loaded.describe('data.split')} leaves nothing to train on; the first share must be over 0")
     warmup = loaded.describe("train.warmup_tokens")
     schedule = loaded.describe("train.lr_schedule")
     if train.lr_schedule == "noam" and train.warmup_tokens == 0:

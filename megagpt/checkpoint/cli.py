@@ -39,7 +39,7 @@ def describe(folder: Path, manifest: Manifest) -> list[str]:
         f"layout           tensor {layout.tensor} × pipeline {layout.pipeline} × data {layout.data}, "
         f"virtual stages {layout.virtual_stages}, ZeRO {layout.zero_stage}, {manifest.precision}, seed {manifest.seed}",
         f"tokenizer        {manifest.tokenizer_file or 'none'} (sha256 {manifest.tokenizer_fingerprint})",
-        f"data             sha256 {manifest.data_fingerprint}",
+        *(f"data             from sample {phase.first_sample:,} on {phase.describe()}" for phase in manifest.phases),
         f"written by       megagpt {manifest.megagpt_version}, format {manifest.format_version}",
     ]
     return [

@@ -23,7 +23,6 @@ class RunIdentity(NamedTuple):
     precision: str
     seed: int
     tokenizer_fingerprint: str | None
-    data_fingerprint: str | None
 
 
 class RankState(NamedTuple):
@@ -45,7 +44,7 @@ def check_belongs(folder: Path, run: RunIdentity) -> Manifest:
         *_differences("model.", manifest.spec, run.spec),
         *_differences("parallel.", manifest.layout, run.layout),
     ]
-    for name in ("precision", "seed", "tokenizer_fingerprint", "data_fingerprint"):
+    for name in ("precision", "seed", "tokenizer_fingerprint"):
         saved, now = getattr(manifest, name), getattr(run, name)
         if saved != now:
             problems.append(f"{name} is {saved} there and {now} in this run")

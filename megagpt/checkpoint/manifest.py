@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megagpt.data.blend_history import Phase, phases_from_json
 from megagpt.errors import CheckpointError
 from megagpt.model.spec import ModelSpec
 from megagpt.tokenizer import TokenizerKind
@@ -65,9 +66,10 @@ class Manifest:
     seed: int
     tokenizer_fingerprint: str | None
     tokenizer_file: str | None
-    data_fingerprint: str | None
+    data_fingerprint: str | None  # of what the last steps were trained on; None: several corpora, see phases
     files: dict[str, FileRecord]
     tokenizer_kind: TokenizerKind | None = None  # None: not recorded, so what its name says
+    phases: tuple[Phase, ...] = ()  # what the run was trained on, from its first sample; empty: not recorded
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -95,6 +97,7 @@ class Manifest:
             values["spec"] = ModelSpec.from_dict(values["spec"])
             values["layout"] = CheckpointLayout(**values["layout"])
             values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
+            values["phases"] = phases_from_json(values.get("phases", []))
             return cls(**values)
         except (TypeError, KeyError, AttributeError, CheckpointError) as error:
             raise CheckpointError(f"{where} is damaged: {error}; use another checkpoint") from None

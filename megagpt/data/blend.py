@@ -67,6 +67,15 @@ class BlendedSamples:
         """Training tokens of all corpora of the last phase."""
         return sum(self.samples[corpus.fingerprint].num_tokens for corpus in self.phases[-1].corpora)
 
+    def open_at(self, sample: int) -> None:
+        """Make or map the index that each corpus needs for the samples from `sample` on; raises DataError."""
+        opened = self._phase_at(sample)
+        taken = opened.order.counts(sample - opened.phase.first_sample).tolist()
+        for corpus, count in zip(opened.phase.corpora, taken, strict=True):
+            samples = self._samples_of(corpus)
+            number = opened.before.get(corpus.fingerprint, 0) + count
+            samples.open_epoch(number // samples.samples_per_epoch)
+
     def place_of(self, sample: int) -> tuple[CorpusShare, int]:
         """The corpus that sample `sample` of the run is from, and its number among the corpus's own samples."""
         opened = self._phase_at(sample)

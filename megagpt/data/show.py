@@ -1,5 +1,7 @@
 """A step's batch as a person reads it. In: a batch stream, a step, a tokenizer. Out: text."""
 
+from collections.abc import Callable
+
 from megagpt.data.stream import BatchStream, StepSlice
 from megagpt.data.token_text import decode_with_ends
 from megagpt.tokenizer.protocol import Tokenizer
@@ -7,8 +9,13 @@ from megagpt.tokenizer.protocol import Tokenizer
 _SHOWN_CHARACTERS = 400
 
 
-def show_batch(stream: BatchStream, step: StepSlice, tokenizer: Tokenizer) -> str:
-    """Every sequence of the rank's micro-batches, decoded, document ends marked, long texts cut in the middle."""
+def show_batch(
+    stream: BatchStream, step: StepSlice, tokenizer: Tokenizer, corpus_of: Callable[[int], str] | None = None
+) -> str:
+    """Every sequence of the rank's micro-batches, decoded, document ends marked, long texts cut in the middle.
+
+    `corpus_of` names the corpus of a sample, where there are several.
+    """
     micro_batches = stream.micro_batches(step)
     block = step.micro_batch_size * step.num_micro_batches
     first = step.first_sample + stream.data_rank * block
@@ -20,8 +27,10 @@ def show_batch(stream: BatchStream, step: StepSlice, tokenizer: Tokenizer) -> st
         for row in range(step.micro_batch_size):
             ids = batch.tokens[row].tolist()
             counted = int(batch.loss_mask[row].sum())
+            sample = first + number * step.micro_batch_size + row
+            source = "" if corpus_of is None else f" from {corpus_of(sample)}"
             lines.append(
-                f"\n--- micro-batch {number}, sequence {row} (sample {first + number * step.micro_batch_size + row}): "
+                f"\n--- micro-batch {number}, sequence {row} (sample {sample}{source}): "
                 f"{ids.count(tokenizer.eod_id)} document ends, {counted} labels count"
             )
             lines.append(_shorten(decode_with_ends(tokenizer, ids)))

@@ -4,18 +4,18 @@ from megagpt.data.batch import Batch
 from megagpt.parallel.engine import Engine
 from megagpt.parallel.mesh import Mesh
 from megagpt.parallel.schedule import TokenLoss
+from megagpt.training.data import Validation
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.totals import StepTotals, reduce_losses
 
 
-def evaluate(prepared: PreparedRun, mesh: Mesh, engine: Engine) -> StepTotals:
-    """Evaluate on the run's validation samples. Every rank calls it; reduces over all ranks at the end."""
-    assert prepared.validation is not None, "this run has no validation split"
+def evaluate(prepared: PreparedRun, validation: Validation, mesh: Mesh, engine: Engine) -> StepTotals:
+    """Evaluate on one corpus's held-out samples. Every rank calls it; reduces over all ranks at the end."""
     train = prepared.plan.config.train
-    stream = prepared.validation_stream(mesh)
+    stream = prepared.validation_stream(validation, mesh)
     losses: list[TokenLoss] = []
     group: list[Batch] = []
-    for batch in stream.evaluation_batches(prepared.validation.num_sequences, train.micro_batch_size):
+    for batch in stream.evaluation_batches(validation.num_sequences, train.micro_batch_size):
         group.append(batch)
         if len(group) == mesh.pipeline_size:  # as many at a time as fill the pipeline
             losses += engine.evaluate(group)

@@ -10,15 +10,16 @@ import math
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from megagpt.checkpoint.read import find_checkpoint, read_manifest
-from megagpt.config import RunConfig
+from megagpt.config import DataSection, RunConfig
 from megagpt.config_file import load_config
-from megagpt.data.check import check_dataset
 from megagpt.data.cli import positive_int
+from megagpt.data.corpora import Corpus, corpus_entries, open_corpora
 from megagpt.data.entropy import count_labels, unigram_entropy
-from megagpt.data.indexed import IndexedDataset
 from megagpt.data.samples import SampleIndex
 from megagpt.data.splits import Split
 from megagpt.data.stream import BatchStream
@@ -30,9 +31,14 @@ from megagpt.training.metrics import perplexity
 class HeldOutResult(NamedTuple):
     """Loss of a model on the first samples of a split."""
 
-    loss: float  # nats a token
+    loss_sum: float  # nats
     num_tokens: int
-    unigram_entropy: float  # nats a token, of the same tokens
+    label_counts: NDArray[np.int64]  # [V] of the same tokens
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.loss_sum / self.num_tokens
 
 
 def main(argv: list[str]) -> int:
@@ -40,41 +46,63 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     folder = find_checkpoint(options.checkpoint)
     config = load_config(str(folder / "config.toml"), []).config
-    data_path = options.data or config.data.path
-    if data_path is None:
+    entries = corpus_entries(config.data)
+    if options.data:
+        entries = corpus_entries(DataSection(path=options.data, split=config.data.split))
+    if not entries:
         raise ConfigError(f"{folder / 'config.toml'} names no data.path; give --data PREFIX")
     trained_in_bf16 = read_manifest(folder).precision == "bf16"
     model = load_for_inference(folder, precision="bf16" if trained_in_bf16 else "fp32")
-    samples = held_out_samples(model, config, data_path, options.split)
-    result = evaluate_checkpoint(model, samples, config, options.max_samples, options.batch_size)
-    print("\n".join(report(model, f"{options.split} split of {data_path}", result)))
+    assert model.tokenizer is not None, "a checkpoint of training has its tokenizer"
+    corpora = open_corpora(entries, model.tokenizer, model.spec.vocab_size, config.data.index_folder)
+    results = [
+        evaluate_checkpoint(
+            model,
+            held_out_samples(model, config, corpus, options.split),
+            config,
+            options.max_samples,
+            options.batch_size,
+        )
+        for corpus in corpora
+    ]
+    print(f"checkpoint       {model.folder} (step {model.manifest.step})")
+    for corpus, result in zip(corpora, results, strict=True):
+        print("\n".join(report(f"{options.split} split of {corpus.entry.path}", result)))
+    if len(results) > 1:
+        print("\n".join(report(f"{options.split} split of all {len(results)} corpora", together(results))))
     return 0
 
 
-def report(model: InferenceModel, text: str, result: HeldOutResult) -> list[str]:
+def report(text: str, result: HeldOutResult) -> list[str]:
     """Lines for a person."""
-    below = result.unigram_entropy - result.loss
+    entropy = unigram_entropy(result.label_counts)
+    below = entropy - result.loss
     side = "below" if below >= 0 else "above"
     return [
-        f"checkpoint       {model.folder} (step {model.manifest.step})",
         f"text             {text}: {result.num_tokens:,} tokens",
         f"loss             {result.loss:.4f} nats/token ({result.loss / math.log(2):.4f} bits/token)",
         f"perplexity       {perplexity(result.loss):.2f}",
-        f"unigram entropy  {result.unigram_entropy:.4f} nats/token of the same text: the loss is {abs(below):.2f} nats "
-        f"{side} it",
+        f"unigram entropy  {entropy:.4f} nats/token of the same text: the loss is {abs(below):.2f} nats {side} it",
     ]
 
 
-def held_out_samples(model: InferenceModel, config: RunConfig, data_path: str, split: Split) -> SampleIndex:
-    """The samples of a split, checked against the model. Raises DataError."""
-    dataset = IndexedDataset(data_path)
-    check_dataset(dataset, model.tokenizer, model.spec.vocab_size)
-    share = config.data.split[get_args(Split).index(split)]
-    if share == 0:
+def together(results: list[HeldOutResult]) -> HeldOutResult:
+    """The loss over the tokens of all."""
+    return HeldOutResult(
+        sum(result.loss_sum for result in results),
+        sum(result.num_tokens for result in results),
+        np.sum([result.label_counts for result in results], axis=0),
+    )
+
+
+def held_out_samples(model: InferenceModel, config: RunConfig, corpus: Corpus, split: Split) -> SampleIndex:
+    """The samples of a split of a corpus. Raises DataError."""
+    if not corpus.has(split):
         raise DataError(
-            f"the run gave the {split} split no share (data.split = {list(config.data.split)}); choose another --split"
+            f"the run gave the {split} split of {corpus.entry.name} no share (data.split = "
+            f"{list(corpus.entry.split)}); choose another --split"
         )
-    return SampleIndex(dataset, split, config.data.split, model.spec.sequence_length, config.run.seed)
+    return corpus.samples(split, model.spec.sequence_length, config.run.seed)
 
 
 @torch.inference_mode()
@@ -93,7 +121,7 @@ def evaluate_checkpoint(
         loss_sum += float((losses * batch.loss_mask).sum(dtype=torch.float64))
         num_tokens += int(batch.loss_mask.sum())
     counts = count_labels(samples, num_samples, model.spec.vocab_size, eod_id if separate else None)
-    return HeldOutResult(loss_sum / num_tokens, num_tokens, unigram_entropy(counts))
+    return HeldOutResult(loss_sum, num_tokens, counts)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="megagpt evaluate", description="Loss and perplexity of a checkpoint on held-out text.", allow_abbrev=False
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint folder or a run folder")
-    parser.add_argument("--data", metavar="PREFIX", help="indexed dataset (default: the run's own data.path)")
+    parser.add_argument("--data", metavar="PREFIX", help="indexed dataset (default: the run's own)")
     parser.add_argument("--split", choices=get_args(Split), default="valid", help="default: valid")
     parser.add_argument("--max-samples", type=positive_int, metavar="N", help="read the first N samples (default: all)")
     parser.add_argument(

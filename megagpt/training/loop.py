@@ -13,7 +13,7 @@ from megagpt.training.evaluate import evaluate
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.recorder import Recorder
 from megagpt.training.snapshot import take_snapshot
-from megagpt.training.totals import dropout_seed, reduce_num_loss_tokens, reduce_step_totals
+from megagpt.training.totals import StepTotals, dropout_seed, reduce_num_loss_tokens, reduce_step_totals
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,8 @@ def train(run: TrainingRun, first_step: int) -> None:
         update = engine.update(plan.learning_rate(step))
         recorder.end_step(step, totals, update)
         done = step + 1
-        if _due(done, plan.config.evaluation.interval_steps, plan.num_steps) and run.prepared.validation is not None:
-            held_out = evaluate(run.prepared, mesh, engine)
-            recorder.evaluated(done, held_out, run.prepared.validation.unigram_entropy)
+        if _due(done, plan.config.evaluation.interval_steps, plan.num_steps):
+            _evaluate(run, done)
         if _due(done, plan.config.checkpoint.interval_steps, plan.num_steps):
             _save(run, done, totals.loss)
 
@@ -55,6 +54,19 @@ def train(run: TrainingRun, first_step: int) -> None:
 def _due(done: int, interval: int, num_steps: int) -> bool:
     """After every `interval` steps (0: never) and at the end."""
     return done == num_steps or (interval > 0 and done % interval == 0)
+
+
+def _evaluate(run: TrainingRun, done: int) -> None:
+    """Evaluate on what each corpus holds out, if any does: a record each where there are several, and one of all."""
+    held_out = run.prepared.data.validation
+    if held_out is None:
+        return
+    parts = [evaluate(run.prepared, part, run.mesh, run.engine) for part in held_out.parts]
+    if len(parts) > 1:
+        for part, totals in zip(held_out.parts, parts, strict=True):
+            run.recorder.evaluated(done, totals, part.unigram_entropy, part.name)
+    total = StepTotals(sum(part.loss_sum for part in parts), sum(part.num_tokens for part in parts))
+    run.recorder.evaluated(done, total, held_out.unigram_entropy)
 
 
 def _save(run: TrainingRun, done: int, loss: float) -> None:

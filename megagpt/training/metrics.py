@@ -34,13 +34,20 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One evaluation on the validation split."""
+    """One evaluation on the validation split, of all corpora together."""
 
     step: int
     validation_loss: float  # nats a token
     perplexity: float
     unigram_entropy: float  # nats a token, of the same held-out tokens
     num_tokens: int
+
+
+@dataclass(frozen=True)
+class CorpusEvaluationRecord(EvaluationRecord):
+    """One evaluation on the validation split of one of several corpora."""
+
+    corpus: str
 
 
 Record = StepRecord | EvaluationRecord
@@ -157,6 +164,8 @@ def _numbers(record: Record) -> dict[str, float]:
     group = "train" if isinstance(record, StepRecord) else "validation"
     values: dict[str, Any] = asdict(record)
     del values["step"]
+    if isinstance(record, CorpusEvaluationRecord):
+        group = f"validation/{values.pop('corpus')}"
     return {f"{group}/{name}": float(value) for name, value in values.items() if value is not None}
 
 

@@ -6,7 +6,14 @@ from functools import partial
 
 from megagpt.parallel.engine import UpdateResult
 from megagpt.plan import RunPlan
-from megagpt.training.metrics import EvaluationRecord, MetricsSink, Record, StepRecord, perplexity
+from megagpt.training.metrics import (
+    CorpusEvaluationRecord,
+    EvaluationRecord,
+    MetricsSink,
+    Record,
+    StepRecord,
+    perplexity,
+)
 from megagpt.training.totals import StepTotals
 
 
@@ -59,9 +66,12 @@ class Recorder:
         self._seconds = 0.0
         self._write(record)
 
-    def evaluated(self, step: int, totals: StepTotals, unigram_entropy: float) -> EvaluationRecord:
-        """An evaluation after `step` updates."""
-        record = EvaluationRecord(step, totals.loss, perplexity(totals.loss), unigram_entropy, totals.num_tokens)
+    def evaluated(
+        self, step: int, totals: StepTotals, unigram_entropy: float, corpus: str | None = None
+    ) -> EvaluationRecord:
+        """An evaluation after `step` updates, on one of several corpora or (None) on all that is held out."""
+        numbers = (step, totals.loss, perplexity(totals.loss), unigram_entropy, totals.num_tokens)
+        record = EvaluationRecord(*numbers) if corpus is None else CorpusEvaluationRecord(*numbers, corpus)
         self._write(record)
         return record
 

@@ -14,6 +14,7 @@ from megagpt.parallel.agree import on_every_rank
 from megagpt.parallel.mesh import build_mesh, destroy_mesh
 from megagpt.plan import RunPlan
 from megagpt.training.build import build_engine
+from megagpt.training.data import describe_data
 from megagpt.training.devices import device_name, peak_tflops
 from megagpt.training.loop import TrainingRun, train
 from megagpt.training.metrics import MetricsSink, open_sinks, write_run_config
@@ -86,9 +87,8 @@ def describe_start(prepared: PreparedRun, console: Console) -> None:
             highlight=False,
             markup=False,
         )
-    samples = prepared.training
-    epochs = plan.batches.total_tokens / (samples.samples_per_epoch * samples.sequence_length)
-    console.print(f"data: {samples.num_tokens:,} training tokens, {epochs:.2f} epochs", highlight=False, markup=False)
+    for line in describe_data(prepared.data, plan):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if prepared.resume_from:
         folder, manifest = prepared.resume_from
         console.print(

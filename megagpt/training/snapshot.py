@@ -13,7 +13,7 @@ from megagpt.training.prepare import PreparedRun
 
 def take_snapshot(prepared: PreparedRun, engine: Engine, step: int, loss: float) -> CheckpointContents:
     """Contents of the checkpoint after `step` updates. Every rank calls it (ZeRO 3 gathers weights)."""
-    plan, identity = prepared.plan, prepared.identity
+    plan, identity, phases = prepared.plan, prepared.identity, prepared.data.training.phases
     tokenizer_path = Path(prepared.tokenizer.path)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -27,9 +27,10 @@ def take_snapshot(prepared: PreparedRun, engine: Engine, step: int, loss: float)
         seed=identity.seed,
         tokenizer_fingerprint=identity.tokenizer_fingerprint,
         tokenizer_file=FILE_NAMES[prepared.tokenizer.kind],
-        data_fingerprint=identity.data_fingerprint,
+        data_fingerprint=phases[-1].corpora[0].fingerprint if len(phases[-1].corpora) == 1 else None,
         files={},
         tokenizer_kind=prepared.tokenizer.kind,
+        phases=phases,
     )
     return CheckpointContents(
         manifest, dump_toml(plan.config), tokenizer_path, engine.model_state(), engine.optimizer_state()

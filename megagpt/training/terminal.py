@@ -3,9 +3,10 @@
 from datetime import timedelta
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from megagpt.training.metrics import EvaluationRecord, Record, StepRecord
+from megagpt.training.metrics import CorpusEvaluationRecord, EvaluationRecord, Record, StepRecord
 
 
 class TerminalSink:
@@ -62,8 +63,9 @@ def describe_step(record: StepRecord, num_steps: int) -> str:
 def describe_evaluation(record: EvaluationRecord) -> str:
     """The validation loss beside the unigram entropy of the same text."""
     below = record.unigram_entropy - record.validation_loss
+    where = f" on {escape(record.corpus)}" if isinstance(record, CorpusEvaluationRecord) else ""
     return (
-        f"[bold]validation after step {record.step}: loss {record.validation_loss:.4f}[/bold] nats/token, "
+        f"[bold]validation{where} after step {record.step}: loss {record.validation_loss:.4f}[/bold] nats/token, "
         f"perplexity {record.perplexity:.1f}; unigram entropy of the same text {record.unigram_entropy:.4f}: "
         f"{abs(below):.2f} nats {'below' if below >= 0 else 'above'} it"
     )

@@ -23,11 +23,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(arguments: list[str]) -> tuple[float, int, int]:
     """Sum of losses, tokens counted, and validation sequences, on one rank of a new model."""
     prepared = prepare_small(arguments)
-    assert prepared.validation is not None
+    assert prepared.data.validation is not None
+    (held_out,) = prepared.data.validation.parts
     layout = prepared.plan.layout
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages)
-    totals = evaluate(prepared, mesh, build_engine(prepared.plan, mesh))
-    return totals.loss_sum, totals.num_tokens, prepared.validation.num_sequences
+    totals = evaluate(prepared, held_out, mesh, build_engine(prepared.plan, mesh))
+    return totals.loss_sum, totals.num_tokens, held_out.num_sequences
 
 
 LAYOUTS = {

@@ -10,6 +10,7 @@ import pytest
 from megagpt.config_file import load_config
 from megagpt.errors import ConfigError
 from megagpt.training.metrics import (
+    CorpusEvaluationRecord,
     JsonlSink,
     TensorBoardSink,
     WandbSink,
@@ -111,12 +112,14 @@ def test_tensorboard_gives_back_what_was_written(tmp_path):
     sink = TensorBoardSink(tmp_path, 0)
     for step in range(1, 4):
         sink.write(step_record(step))
+    sink.write(CorpusEvaluationRecord(3, 4.5, 90.0, 6.5, 100, "wiki"))
     sink.write(evaluation_record(3))
     sink.close()
     scalars = read_scalars(tmp_path)
     assert [step for step, _ in scalars["train/loss"]] == [1, 2, 3]
     assert [value for _, value in scalars["train/loss"]] == pytest.approx([4.9, 4.8, 4.7])
     assert scalars["validation/validation_loss"] == [(3, 4.0)]
+    assert scalars["validation/wiki/validation_loss"] == [(3, 4.5)]
     assert scalars["validation/unigram_entropy"] == [(3, 6.0)]
     assert scalars["train/applied"] == [(1, 1.0), (2, 1.0), (3, 1.0)]
     assert "train/mfu" not in scalars, "a number that is not known is not written"

@@ -9,7 +9,7 @@ from megagpt.config_file import load_config
 from megagpt.parallel.engine import UpdateResult
 from megagpt.plan import make_plan
 from megagpt.training import recorder as recorder_module
-from megagpt.training.metrics import EvaluationRecord
+from megagpt.training.metrics import CorpusEvaluationRecord, EvaluationRecord
 from megagpt.training.recorder import Recorder
 from megagpt.training.totals import StepTotals
 
@@ -98,7 +98,10 @@ def test_evaluation(clock):
     _, recorder, sink = run_steps(clock, [])
     record = recorder.evaluated(3, StepTotals(200.0, 100), 5.5)
     assert record == EvaluationRecord(3, 2.0, pytest.approx(7.38905609893065), 5.5, 100)
-    assert sink.records == [record]
+    one = recorder.evaluated(3, StepTotals(200.0, 100), 5.5, "wiki")
+    assert isinstance(one, CorpusEvaluationRecord)
+    assert one.corpus == "wiki"
+    assert sink.records == [record, one]
     recorder.close()
     assert sink.closed
 

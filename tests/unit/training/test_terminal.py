@@ -9,6 +9,7 @@ from rich.console import Console
 
 from megagpt.errors import CheckpointError
 from megagpt.training import loop
+from megagpt.training.metrics import CorpusEvaluationRecord
 from megagpt.training.terminal import TerminalSink, describe_evaluation, describe_step, eta
 from tests.unit.training.records import evaluation_record, step_record
 
@@ -56,6 +57,13 @@ def test_an_evaluation(loss, words):
         f"[bold]validation after step 40: loss {loss:.4f}[/bold] nats/token, perplexity 54.6; "
         f"unigram entropy of the same text 6.0000: {words}"
     )
+
+
+def test_an_evaluation_of_one_of_several_corpora():
+    record = CorpusEvaluationRecord(40, 4.0, 54.6, 6.0, 1000, "wiki[zh]")
+    console = Console(file=io.StringIO(), width=400)
+    console.print(describe_evaluation(record))
+    assert console.file.getvalue().startswith("validation on wiki[zh] after step 40: loss 4.0000 nats/token")
 
 
 def test_sink_prints_a_line_a_record():
