@@ -98,8 +98,8 @@ class BlendedSamples:
         return tokens
 
     def uses(self, samples: int) -> list[CorpusUse]:
-        """What the first `samples` samples of the run read of each corpus of their last phase."""
-        opened = self._phase_at(max(samples - 1, 0))
+        """What the first `samples` samples of the run read of each corpus of the phase that goes on there."""
+        opened = self._phase_at(samples)
         taken = opened.order.counts(samples - opened.phase.first_sample).tolist()
         return [
             CorpusUse(

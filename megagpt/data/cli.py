@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from megagpt.data import cli_array, cli_build, cli_clean, cli_datasets
+from megagpt.data import cli_array, cli_build, cli_clean, cli_datasets, cli_index
 from megagpt.data.tool import Verb, add_corpus_arguments, positive_int
 from megagpt.errors import DataError
 
@@ -77,5 +77,6 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         **cli_clean.VERBS,
         "show": Verb("Show the text of a run's training batch at a step.", _add_show, _show),
         **cli_datasets.VERBS,
+        **cli_index.VERBS,
     }
 )
