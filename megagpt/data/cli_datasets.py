@@ -108,9 +108,14 @@ def _split(args: argparse.Namespace) -> int:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("datasets", nargs="+", metavar="PREFIX", help="datasets without .bin and .idx")
+    parser.add_argument("datasets", nargs="*", metavar="PREFIX", help="datasets without .bin and .idx; unset: --run's")
     parser.add_argument("--output", required=True, metavar="FILE", help="page to write, such as report.html")
-    parser.add_argument("--tokenizer", metavar="FILE", help="show text instead of ids, decoded with this tokenizer")
+    parser.add_argument(
+        "--run", metavar="RUN", help="a run folder or configuration: show what it reads of its corpora, and when"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="show text instead of ids, decoded with this tokenizer; unset: --run's"
+    )
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -118,7 +123,7 @@ def _report(args: argparse.Namespace) -> int:
     from megagpt.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
-    output = write_report(args.datasets, args.output, tokenizer)
+    output = write_report(args.datasets, args.output, tokenizer, args.run)
     print(f"{output} ({os.path.getsize(output) / 1e3:.0f} kB)")
     return 0
 

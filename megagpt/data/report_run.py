@@ -58,7 +58,7 @@ def run_section(facts: RunFacts) -> str:
         )
         parts += [draw(_blend_chart(facts)), legend(names), "</div>"]
     parts.append(
-        '<div class="card"><h3>How often each corpus was read</h3><p class="note">Epochs: passes through the training '
+        '<div class="card"><h3>How often each corpus is read</h3><p class="note">Epochs: passes through the training '
         "documents of the corpus so far.</p>"
     )
     parts += [draw(_epoch_chart(facts)), legend(names), "</div>"]
