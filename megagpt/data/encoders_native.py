@@ -1,7 +1,8 @@
 """Encoding through the native core. In: payloads. Out: Encoded, with the ids that the tokenizer's library gives.
 
 A document of any length is encoded in bounded memory: a long one is mapped and read window by window, and its ids are
-spooled. Lines that the core finds odd are judged by Python, so that errors are the same with and without the core.
+spooled. Lines that the core finds odd are judged by Python, so that errors are the same with and without the core,
+but for lines too long for memory, of which only the plain ones are read.
 """
 
 import mmap

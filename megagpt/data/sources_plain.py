@@ -94,9 +94,15 @@ def open_stored(file: CorpusFile) -> int:
     except PermissionError as error:
         raise DataError(f"corpus file {file.path} may not be read by this user; change its permissions") from error
     except FileNotFoundError as error:
-        raise DataError(f"corpus file {file.path} is gone; it was there when this run listed its input") from error
+        raise DataError(
+            f"corpus file {file.path} is gone; it was there when this run listed its input: put it back, "
+            "or name the inputs without it"
+        ) from error
     except OSError as error:
-        raise DataError(f"corpus file {file.path} cannot be opened ({error.strerror})") from error
+        raise DataError(
+            f"corpus file {file.path} cannot be opened ({error.strerror}); check its disk, or name "
+            "the inputs without it"
+        ) from error
 
 
 def stored_size(descriptor: int, file: CorpusFile) -> int:

@@ -1,9 +1,10 @@
 """Random texts for the native encoder, and the comparison with sentencepiece.
 
-    python -m tests.unit.native.fuzz --texts 1000000
+    python -m tests.unit.native.fuzz TEXT_FILE RULES_FILE --texts 1000000
 
-compares that many texts over all the kinds of models below. Texts hold every kind of character that Unicode has, bytes
-that are not UTF-8, long runs, and what the model's own pieces and symbols are made of.
+compares that many texts over all the kinds of models below, trained on TEXT_FILE. Texts hold every kind of
+character that Unicode has, bytes that are not UTF-8, long runs, and what the model's own pieces and symbols are made
+of.
 """
 
 import argparse
