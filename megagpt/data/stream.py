@@ -72,7 +72,8 @@ class BatchStream:
         assert block == step.micro_batch_size * step.num_micro_batches, (block, step)
         first = step.first_sample + self.data_rank * block
         size = step.micro_batch_size
-        return [self._batch(range(start, start + size), size) for start in range(first, first + block, size)]
+        whole = self._batch(np.arange(first, first + block))  # at once: few calls, few and large blocks of memory
+        return [rows_of(whole, start, start + size) for start in range(0, block, size)]
 
     def num_evaluation_micro_batches(self, max_sequences: int, micro_batch_size: int) -> int:
         """Micro-batches that `evaluation_batches` gives on each rank."""
@@ -89,17 +90,23 @@ class BatchStream:
         block = self.num_evaluation_micro_batches(max_sequences, micro_batch_size) * micro_batch_size
         first = self.data_rank * block
         for start in range(first, first + block, micro_batch_size):
-            yield self._batch(range(start, min(start + micro_batch_size, sequences)), micro_batch_size)
+            numbers = np.arange(start, max(start, min(start + micro_batch_size, sequences)))
+            filled = np.append(numbers, np.zeros(micro_batch_size - len(numbers), dtype=np.int64))
+            batch = self._batch(filled)
+            if len(numbers) < micro_batch_size:
+                batch.loss_mask[len(numbers) :] = 0
+            yield batch
 
-    def _batch(self, numbers: range, micro_batch_size: int) -> Batch:
-        """The samples `numbers`, filled up to `micro_batch_size` with sequences that do not count."""
-        fill = micro_batch_size - len(numbers)
-        rows = self.samples.tokens_of_many(np.array([*numbers] + [0] * fill, dtype=np.int64))
-        batch = make_batch(rows, self.eod_id if self.separate_documents else None)
-        assert batch.tokens.shape == (micro_batch_size, self.sequence_length), batch.tokens.shape
-        if fill:
-            batch.loss_mask[micro_batch_size - fill :] = 0
-        return batch
+    def _batch(self, numbers: NDArray[np.int64]) -> Batch:
+        """The samples `numbers`."""
+        rows = self.samples.tokens_of_many(numbers)
+        assert rows.shape == (len(numbers), self.sequence_length + 1), rows.shape
+        return make_batch(rows, self.eod_id if self.separate_documents else None)
+
+
+def rows_of(batch: Batch, start: int, stop: int) -> Batch:
+    """The sequences `start` to `stop` of a batch; the memory is shared."""
+    return Batch(*(None if part is None else part[start:stop] for part in batch))  # type: ignore[arg-type]
 
 
 def make_batch(rows: NDArray[np.int64], separate_documents_eod_id: int | None) -> Batch:
@@ -108,21 +115,19 @@ def make_batch(rows: NDArray[np.int64], separate_documents_eod_id: int | None) -
     With `separate_documents_eod_id`, positions restart and the document number rises after each end of document, and
     the label of an end-of-document input, which is the first token of another document, does not count.
     """
-    tokens, labels = rows[:, :-1], rows[:, 1:]
+    tokens = rows[:, :-1]
+    pair = np.empty((2, *tokens.shape), dtype=np.int64)
+    pair[0], pair[1] = tokens, rows[:, 1:]
+    inputs, labels = torch.from_numpy(pair)
+    loss_mask = torch.ones(tokens.shape, dtype=torch.float32)
+    if separate_documents_eod_id is None:
+        positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
+        return Batch(inputs, labels, loss_mask, positions, None)
+    ends = tokens == separate_documents_eod_id
+    begins = np.zeros_like(ends)
+    begins[:, 1:] = ends[:, :-1]
+    documents = np.cumsum(begins, axis=1, dtype=np.int32)
     places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int64), tokens.shape)
-    loss_mask = np.ones(tokens.shape, dtype=np.float32)
-    documents = None
-    if separate_documents_eod_id is not None:
-        ends = tokens == separate_documents_eod_id
-        begins = np.zeros_like(ends)
-        begins[:, 1:] = ends[:, :-1]
-        documents = torch.from_numpy(np.cumsum(begins, axis=1, dtype=np.int32))
-        places = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
-        loss_mask[ends] = 0
-    return Batch(
-        tokens=torch.from_numpy(tokens.copy()),
-        labels=torch.from_numpy(labels.copy()),
-        loss_mask=torch.from_numpy(loss_mask),
-        positions=torch.from_numpy(places.copy()),
-        documents=documents,
-    )
+    places = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    loss_mask[torch.from_numpy(ends)] = 0
+    return Batch(inputs, labels, loss_mask, torch.from_numpy(places), torch.from_numpy(documents))
