@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <queue>
+#include <stdexcept>
 
 #include "bpe_hash.h"
 #include "utf8.h"
@@ -39,25 +40,24 @@ size_t Bpe::merge_short(uint32_t* symbols, size_t length) const {
 // The same with a heap: n log n for a run of n symbols.
 size_t Bpe::merge_long(uint32_t* symbols, size_t length) const {
     struct Candidate {
-        uint32_t joined;
-        size_t left, right;
-        uint32_t left_symbol, right_symbol;
+        uint32_t joined, left, right, left_symbol, right_symbol;
     };
-    const size_t none = length;
-    std::vector<size_t> previous(length), next(length);
+    if (length >= kNone) throw std::runtime_error("a run of over 4 billion characters without a cut");
+    const auto none = static_cast<uint32_t>(length);
+    std::vector<uint32_t> previous(length), next(length);
     auto later = [this](const Candidate& one, const Candidate& other) {
         return before(other.joined, one.joined) || (!before(one.joined, other.joined) && one.left > other.left);
     };
     std::vector<Candidate> first;
-    for (size_t place = 0; place < length; ++place) {
+    for (uint32_t place = 0; place < none; ++place) {
         previous[place] = place == 0 ? none : place - 1;
         next[place] = place + 1;  // the last has `none`
-        if (place + 1 == length) continue;
+        if (place + 1 == none) continue;
         const uint32_t joined = join(symbols[place], symbols[place + 1]);
         if (joined != kNone) first.push_back({joined, place, place + 1, symbols[place], symbols[place + 1]});
     }
     std::priority_queue<Candidate, std::vector<Candidate>, decltype(later)> queue(later, std::move(first));
-    auto offer = [&](size_t left, size_t right) {
+    auto offer = [&](uint32_t left, uint32_t right) {
         if (left == none || right == none) return;
         const uint32_t joined = join(symbols[left], symbols[right]);
         if (joined != kNone) queue.push({joined, left, right, symbols[left], symbols[right]});
@@ -75,7 +75,7 @@ size_t Bpe::merge_long(uint32_t* symbols, size_t length) const {
         offer(top.left, next[top.left]);
     }
     size_t left = 0;
-    for (size_t place = 0; place != none; place = next[place]) symbols[left++] = symbols[place];
+    for (uint32_t place = 0; place != none; place = next[place]) symbols[left++] = symbols[place];
     return left;
 }
 

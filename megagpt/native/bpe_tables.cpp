@@ -13,6 +13,7 @@ namespace {
 
 constexpr uint32_t kSpaceMarkCharacter = 0x2581;
 constexpr size_t kMostSymbols = size_t{1} << 21;  // what a pair's 21 bits can name
+constexpr size_t kMostNested = 64;                // symbols that match at one place: sentencepiece sees the shortest
 
 // Scores in sentencepiece's order (bpe_model.cc compares their bits): the higher, the better.
 int64_t order_of(float score) {
@@ -51,6 +52,8 @@ Bpe::Bpe(const ModelFile& model, bool raw, std::vector<int> space_mark_ids)
     for (uint32_t character = 0; character < basic_plane_.size(); ++character) {
         basic_plane_[character] = kUnknown | character;
     }
+    // Its three bytes are what there is room for (see `encode`).
+    if (space_mark_ids_.size() > 3 * kIdsPerSymbol) throw std::runtime_error("too many ids for a U+2581");
     number_symbols(model);
     add_pairs(model);
     add_user_symbols(model);
@@ -155,6 +158,16 @@ void Bpe::add_user_symbols(const ModelFile& model) {
         longest_user_symbol_ = std::max(longest_user_symbol_, piece.text.size());
     }
     for (auto& [character, symbols] : by_first) {
+        std::vector<UserSymbol> seen;
+        for (const UserSymbol& symbol : symbols) {
+            size_t num_shorter = 0;  // that it begins with
+            for (size_t other = 0; symbol.text.size() > kMostNested && other < symbols.size(); ++other) {
+                const std::string& text = symbols[other].text;
+                num_shorter += text.size() < symbol.text.size() && symbol.text.compare(0, text.size(), text) == 0;
+            }
+            if (num_shorter < kMostNested) seen.push_back(symbol);
+        }
+        symbols = std::move(seen);  // the shortest is always in it
         std::stable_sort(symbols.begin(), symbols.end(), [](const UserSymbol& one, const UserSymbol& other) {
             return one.text.size() > other.text.size();
         });

@@ -1,6 +1,7 @@
 #include "encoder.h"
 
 #include <cstring>
+#include <stdexcept>
 
 #include "utf8.h"
 
@@ -93,9 +94,13 @@ size_t Worker<Id>::encode_lines(std::string_view content, size_t at, std::string
 }
 
 template <typename Id>
-size_t Worker<Id>::encode_texts(const char* data, const int64_t* offsets, size_t first, size_t count) {
+size_t Worker<Id>::encode_texts(std::string_view data, const int64_t* offsets, size_t first, size_t count) {
     for (size_t number = first; number < count; ++number) {
-        const std::string_view text(data + offsets[number], static_cast<size_t>(offsets[number + 1] - offsets[number]));
+        const int64_t start = offsets[number], stop = offsets[number + 1];
+        if (start < 0 || stop < start || stop > static_cast<int64_t>(data.size())) {
+            throw std::runtime_error("offsets do not rise within the data");
+        }
+        const std::string_view text = data.substr(static_cast<size_t>(start), static_cast<size_t>(stop - start));
         if (text.empty() || !is_utf8(text) || !encode_valid(text)) return number;
     }
     return count;

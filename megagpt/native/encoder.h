@@ -39,8 +39,9 @@ class Worker {
     size_t encode_lines(std::string_view content, size_t at, std::string_view key);
 
     // Encodes text number `first` and those after it; text n is data[offsets[n]:offsets[n + 1]]. Returns the number of
-    // the first that is empty or not UTF-8, of which nothing was kept, or `count`.
-    size_t encode_texts(const char* data, const int64_t* offsets, size_t first, size_t count);
+    // the first that is empty or not UTF-8, of which nothing was kept, or `count`. Throws std::runtime_error where
+    // offsets do not rise within the data.
+    size_t encode_texts(std::string_view data, const int64_t* offsets, size_t first, size_t count);
 
     // One whole document; bytes that are not UTF-8 become U+FFFD as sentencepiece makes them.
     void encode_text(std::string_view text);

@@ -16,8 +16,8 @@
 namespace megagpt {
 namespace {
 
-constexpr int kMaxDepth = 64;        // Python's own limit depends on its recursion limit
-constexpr size_t kMaxDigits = 4000;  // Python refuses longer integers
+constexpr int kMaxDepth = 64;       // Python's own limit depends on its recursion limit
+constexpr size_t kMaxDigits = 640;  // the least limit that Python can be given for integers
 
 bool is_space(char byte) { return byte == ' ' || byte == '\t' || byte == '\r' || byte == '\n'; }
 bool is_digit(char byte) { return byte >= '0' && byte <= '9'; }

@@ -70,7 +70,9 @@ Piece read_piece(std::string_view bytes) {
     for (WireReader field(bytes); field.next();) {
         if (field.field == 1) piece.text = field.bytes;
         if (field.field == 2) piece.score = field.real;
-        if (field.field == 3) piece.type = static_cast<PieceType>(field.number);
+        // A number that the format does not know counts as not given.
+        if (field.field == 3 && field.number >= 1 && field.number <= 6)
+            piece.type = static_cast<PieceType>(field.number);
     }
     if (piece.text.empty()) throw std::runtime_error("a piece of the model is empty");
     return piece;
@@ -118,7 +120,11 @@ ModelFile ModelFile::parse(std::string_view bytes) {
             "the native core encodes BPE and unigram models, and this is a word or character model");
     }
     for (size_t id = 0; id < model.pieces.size(); ++id) {
-        const Piece& piece = model.pieces[id];
+        Piece& piece = model.pieces[id];
+        if (piece.text == std::string(1, '\0') && (model.byte_fallback || piece.type == PieceType::kUnused)) {
+            piece.type = PieceType::kUnused;  // some converters leave it behind: sentencepiece passes it over
+            continue;
+        }
         if (piece.type == PieceType::kUnknown) model.unknown_id = static_cast<int>(id);
         if (piece.type == PieceType::kByte && byte_of(piece.text) >= 0) {
             model.byte_ids[byte_of(piece.text)] = static_cast<int>(id);

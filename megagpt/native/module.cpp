@@ -5,6 +5,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <climits>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -20,7 +22,7 @@ using megagpt::LineKind;
 using megagpt::MappedPages;
 
 struct ModelObject {
-    PyObject_HEAD std::unique_ptr<Core>* core;
+    PyObject_HEAD Core* core;
 };
 
 using AnyWorker = std::variant<megagpt::Worker<uint16_t>, megagpt::Worker<int32_t>>;
@@ -47,24 +49,31 @@ class Buffer {
     bool held_;
 };
 
-// Runs `work` without the interpreter's lock; a C++ exception becomes a Python one and gives false.
+// Runs `work`; a C++ exception, which must not get out into the interpreter, becomes a Python one and gives false.
+// `release`: without the interpreter's lock.
 template <typename Work>
-bool unlocked(Work work) {
-    std::string problem;
-    bool no_memory = false;
-    Py_BEGIN_ALLOW_THREADS;
+bool guarded(Work work, bool release = false) {
+    char problem[256] = "";
+    bool done = false, no_memory = false;
+    PyThreadState* const thread = release ? PyEval_SaveThread() : nullptr;
     try {
         work();
+        done = true;
     } catch (const std::bad_alloc&) {
         no_memory = true;
     } catch (const std::exception& error) {
-        problem = error.what();
-        if (problem.empty()) problem = "unknown error";
+        std::strncpy(problem, error.what(), sizeof(problem) - 1);
+    } catch (...) {
     }
-    Py_END_ALLOW_THREADS;
+    if (release) PyEval_RestoreThread(thread);
     if (no_memory) PyErr_NoMemory();
-    if (!problem.empty()) PyErr_SetString(PyExc_ValueError, problem.c_str());
-    return !no_memory && problem.empty();
+    if (!done && !no_memory) PyErr_SetString(PyExc_ValueError, problem[0] == '\0' ? "unknown error" : problem);
+    return done;
+}
+
+template <typename Work>
+bool unlocked(Work work) {
+    return guarded(work, true);
 }
 
 PyObject* model_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
@@ -73,14 +82,21 @@ PyObject* model_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
     Buffer model(bytes);
     if (!model) return nullptr;
     std::vector<int> mark_ids;
-    for (Py_ssize_t place = 0; place < PyTuple_GET_SIZE(marks); ++place) {
-        mark_ids.push_back(static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(marks, place))));
+    const Py_ssize_t num_marks = PyTuple_GET_SIZE(marks);
+    if (!guarded([&] { mark_ids.reserve(static_cast<size_t>(num_marks)); })) return nullptr;
+    for (Py_ssize_t place = 0; place < num_marks; ++place) {
+        const long id = PyLong_AsLong(PyTuple_GET_ITEM(marks, place));
+        if (id == -1 && PyErr_Occurred() != nullptr) return nullptr;
+        if (id < 0 || id > INT_MAX) {
+            PyErr_SetString(PyExc_ValueError, "an id is negative or too large");
+            return nullptr;
+        }
+        mark_ids.push_back(static_cast<int>(id));
     }
-    if (PyErr_Occurred() != nullptr) return nullptr;
     std::unique_ptr<Core> core;
     if (!unlocked([&] { core = std::make_unique<Core>(model.bytes(), std::move(mark_ids)); })) return nullptr;
     auto* self = reinterpret_cast<ModelObject*>(type->tp_alloc(type, 0));
-    if (self != nullptr) self->core = new std::unique_ptr<Core>(std::move(core));
+    if (self != nullptr) self->core = core.release();
     return reinterpret_cast<PyObject*>(self);
 }
 
@@ -105,17 +121,21 @@ PyObject* worker_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
     PyObject* model;
     int eod_id, id_bytes;
     if (!PyArg_ParseTuple(arguments, "Oii", &model, &eod_id, &id_bytes)) return nullptr;
-    if (std::string(Py_TYPE(model)->tp_name) != model_spec.name || (id_bytes != 2 && id_bytes != 4)) {
+    // A class of that name can be made in Python; one with this function cannot.
+    if (Py_TYPE(model)->tp_dealloc != model_dealloc || (id_bytes != 2 && id_bytes != 4)) {
         PyErr_SetString(PyExc_TypeError, "Worker(model: Model, eod_id: int, id_bytes: 2 or 4)");
         return nullptr;
     }
     auto* self = reinterpret_cast<WorkerObject*>(type->tp_alloc(type, 0));
     if (self == nullptr) return nullptr;
-    const Core& core = **reinterpret_cast<ModelObject*>(model)->core;
-    self->worker = id_bytes == 2 ? new AnyWorker(std::in_place_index<0>, core, eod_id)
-                                 : new AnyWorker(std::in_place_index<1>, core, eod_id);
     Py_INCREF(model);
     self->model = model;
+    const Core& core = *reinterpret_cast<ModelObject*>(model)->core;
+    auto make = [&] {
+        self->worker = id_bytes == 2 ? new AnyWorker(std::in_place_index<0>, core, eod_id)
+                                     : new AnyWorker(std::in_place_index<1>, core, eod_id);
+    };
+    if (!guarded(make)) Py_CLEAR(self);  // tp_alloc has set `worker` to null
     return reinterpret_cast<PyObject*>(self);
 }
 
@@ -150,17 +170,9 @@ PyObject* encode_texts(PyObject* self, PyObject* arguments) {
     if (!text || !offsets) return nullptr;
     const auto* starts = reinterpret_cast<const int64_t*>(offsets.bytes().data());
     const size_t count = offsets.bytes().size() / sizeof(int64_t);
-    for (size_t place = static_cast<size_t>(first); place < count; ++place) {
-        const int64_t previous = place == static_cast<size_t>(first) ? 0 : starts[place - 1];
-        if (starts[place] < previous || starts[place] > static_cast<int64_t>(text.bytes().size())) {
-            PyErr_SetString(PyExc_ValueError, "offsets do not rise within the data");
-            return nullptr;
-        }
-    }
     size_t stopped = 0;
     auto work = [&](auto& worker) {
-        stopped =
-            worker.encode_texts(text.bytes().data(), starts, static_cast<size_t>(first), count == 0 ? 0 : count - 1);
+        stopped = worker.encode_texts(text.bytes(), starts, static_cast<size_t>(first), count == 0 ? 0 : count - 1);
     };
     if (!unlocked([&] { std::visit(work, worker_of(self)); })) return nullptr;
     return PyLong_FromSize_t(stopped);
@@ -263,6 +275,13 @@ PyType_Slot worker_slots[] = {
 };
 PyType_Spec worker_spec = {"megagpt.native._encoder.Worker", sizeof(WorkerObject), 0, Py_TPFLAGS_DEFAULT, worker_slots};
 
+// Whether it is a map of a file or a memoryview of one, so that its pages can be read again. What a bytes object holds
+// would be lost.
+bool is_mapped(PyObject* content) {
+    PyObject* base = PyMemoryView_Check(content) ? PyMemoryView_GET_BASE(content) : content;
+    return base != nullptr && std::strcmp(Py_TYPE(base)->tp_name, "mmap.mmap") == 0;
+}
+
 // find_text(mapped_line, key) -> (kind, start, stop): 0 text, 1 blank, 2 odd.
 PyObject* find_text(PyObject*, PyObject* arguments) {
     PyObject *content, *key;
@@ -272,7 +291,8 @@ PyObject* find_text(PyObject*, PyObject* arguments) {
     JsonString found;
     LineKind kind = LineKind::kOdd;
     MappedPages pages(line.bytes().data(), line.bytes().size());
-    if (!unlocked([&] { kind = megagpt::find_text(line.bytes(), name.bytes(), found, &pages); })) return nullptr;
+    MappedPages* const given_back = is_mapped(content) ? &pages : nullptr;
+    if (!unlocked([&] { kind = megagpt::find_text(line.bytes(), name.bytes(), found, given_back); })) return nullptr;
     const char* begin = kind == LineKind::kText ? found.raw.data() : line.bytes().data();
     const Py_ssize_t start = begin - line.bytes().data();
     const Py_ssize_t size = kind == LineKind::kText ? static_cast<Py_ssize_t>(found.raw.size()) : 0;

@@ -98,3 +98,38 @@ def _with_scores(model: bytes, score: float) -> bytes:
         if piece.type == piece.NORMAL:
             piece.score = score
     return proto.SerializeToString()
+
+
+def test_memory_that_is_no_map_of_a_file_is_left_alone() -> None:
+    """Long lines give their pages back; given back, memory that has no file behind it would be zeros."""
+    line = b'{"text": "' + b"a" * (20 << 20) + b'"}'
+    assert _encoder.find_text(line, b"text") == (0, 10, 10 + (20 << 20))
+    assert line.count(b"\0") == 0
+
+
+def test_only_a_model_makes_a_worker(samples: list[str]) -> None:
+    forged = type("megagpt.native._encoder.Model", (), {})()
+    with pytest.raises(TypeError, match="Worker"):
+        _encoder.Worker(forged, 0, 2)
+    model = train(ModelKind("bpe"), samples, "", _VOCAB_SIZE)
+    for marks in ((-1,), (1 << 40,), tuple(range(13))):
+        with pytest.raises((ValueError, OverflowError)):
+            _encoder.Model(model, marks)
+
+
+@pytest.mark.parametrize("kind", ["NORMAL", "USER_DEFINED", "UNUSED"])
+def test_a_nul_piece_that_converters_leave_behind(samples: list[str], kind: str) -> None:
+    proto = pytest.importorskip("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(
+        train(ModelKind("bpe"), samples, "", _VOCAB_SIZE)
+    )
+    proto.pieces.add(piece="\0", score=-1.0, type=getattr(proto.pieces[0], kind))
+    assert differences(proto.SerializeToString(), [b"a\0a", b"\0", b"\0\0b"]) == []
+
+
+def test_more_user_symbols_begin_alike_than_sentencepiece_looks_at(samples: list[str]) -> None:
+    proto = pytest.importorskip("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(
+        train(ModelKind("bpe"), samples, "", _VOCAB_SIZE)
+    )
+    for length in range(2, 72):
+        proto.pieces.add(piece="q" * length, score=0.0, type=proto.pieces[0].USER_DEFINED)
+    assert differences(proto.SerializeToString(), [b"q" * length for length in range(1, 150)]) == []
