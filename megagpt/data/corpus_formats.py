@@ -106,6 +106,8 @@ FORMATS: Mapping[str, Reader] = MappingProxyType(
         ".jsonl": json_lines,
         ".jsonl.gz": json_lines_gz,
         ".jsonl.zst": json_lines_zst,
+        ".json.gz": json_lines_gz,
+        ".json.zst": json_lines_zst,
         ".txt": plain_text,
         ".parquet": parquet,
     }
@@ -134,7 +136,7 @@ def json_text(raw: bytes, text_key: str) -> str | BadDocument:
         row = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
         return _invalid_utf8(error, "line")
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, or an integer of more digits than Python reads
         return BadDocument("not JSON", f"the line is not JSON ({error}); repair it, or use --on-error skip")
     if not isinstance(row, dict):
         return BadDocument(
