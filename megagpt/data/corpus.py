@@ -6,6 +6,7 @@ How each kind of file is read is in `corpus_formats.py`.
 
 import glob
 import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -84,14 +85,17 @@ class ReadReport:
 def corpus_files(inputs: Sequence[str]) -> list[CorpusFile]:
     """The files that `inputs` stand for, in order: globs and folders sorted by path, folders read to any depth.
 
-    An input is a file (.jsonl, .jsonl.gz, .jsonl.zst, .txt, .parquet), a glob, a folder, `-` for JSONL on standard
-    input, or `hf:NAME[:CONFIG[:SPLIT]]` for a Hugging Face dataset: NAME on the Hub, a folder made by `save_to_disk`,
-    or a folder that `datasets.load_dataset` takes; CONFIG and SPLIT may be left out or empty where there is only one
-    (hf:wikimedia/wikipedia:20231101.zh, hf:./saved::train). A dataset is one file here, under its name, and is
-    downloaded by this call where it has to be.
+    An input is a file (.jsonl, .jsonl.gz, .jsonl.zst, .json.gz and .json.zst with JSON lines in them, .txt, .parquet),
+    a glob, a folder, `-` for JSONL on standard input, or `hf:NAME[:CONFIG[:SPLIT]]` for a Hugging Face dataset: NAME
+    on the Hub, a folder made by `save_to_disk`, or a folder that `datasets.load_dataset` takes; CONFIG and SPLIT may
+    be left out or empty where there is only one (hf:wikimedia/wikipedia:20231101.zh, hf:./saved::train). A dataset is
+    one file here, under its name, and is downloaded by this call where it has to be.
 
-    In a folder only files with a known suffix count, and hidden ones do not. Raises DataError where an input has no
-    file, a file has an unknown suffix, a file is named twice, or a dataset cannot be had.
+    In a folder only files with a known suffix count, and hidden ones do not; links to folders are followed, and a
+    folder that several lead to is entered once. Raises DataError where an input has no file, a file has an unknown
+    suffix, is no regular file or is named twice, a folder cannot be read, or a dataset cannot be had.
+
+    Whether a file may be read is seen when it is: that is always an error. on_error="skip" is for what is in files.
     """
     if not inputs:
         raise DataError(f"no input was named; name corpus files, folders, globs, {SPELLING} or - for standard input")
@@ -130,7 +134,30 @@ def _listed(path: str) -> CorpusFile:
     if is_dataset(path):
         found = find_dataset(path)
         return CorpusFile(path, found.stored_bytes, found)
-    return CorpusFile(path, None if path == STANDARD_INPUT else os.path.getsize(path))
+    if path == STANDARD_INPUT:
+        return CorpusFile(path, None)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        if not os.path.islink(path):
+            raise DataError(f"corpus file {path} is gone; it was there a moment ago: run again") from error
+        raise DataError(
+            f"corpus file {path} is a link to {os.readlink(path)}, which does not exist; remove the link or mend it"
+        ) from error
+    except OSError as error:
+        raise DataError(f"corpus file {path} cannot be looked at ({error.strerror}); check its folder") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(
+            f"{path} is no regular file (it is a {_kind(status.st_mode)}); for JSON lines from a pipe write - and pipe "
+            "them in"
+        )
+    return CorpusFile(path, status.st_size)
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "pipe"
+    return "socket" if stat.S_ISSOCK(mode) else "device"
 
 
 def _file_documents(file: CorpusFile, text_key: str, on_error: OnError, report: ReadReport) -> Iterator[Document]:
@@ -170,8 +197,8 @@ def _expand(given: str) -> list[str]:
         return [given]
     if os.path.isdir(given):
         return _folder_files(given)
-    if os.path.exists(given):
-        _reader(given)
+    if os.path.lexists(given):
+        _check_name(given)
         return [given]
     if not glob.has_magic(given):
         raise DataError(f"corpus file {given} does not exist; correct the path")
@@ -179,14 +206,20 @@ def _expand(given: str) -> list[str]:
     if not matches:
         raise DataError(f"no file matches {given}; correct the pattern")
     for path in matches:
-        _reader(path)
+        _check_name(path)
     return matches
 
 
 def _folder_files(folder: str) -> list[str]:
     found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    entered: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in entered:  # by another link, which may be one of a loop
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [os.path.join(parent, name) for name in names if name.endswith(tuple(FORMATS)) and name[0] != "."]
     if not found and is_saved_dataset(folder):
         raise DataError(f"folder {folder} was made by save_to_disk of the package datasets; write hf:{folder}")
@@ -195,11 +228,26 @@ def _folder_files(folder: str) -> list[str]:
     return sorted(found)
 
 
-def _reader(path: str) -> Reader:
-    for suffix, reader in FORMATS.items():
-        if path.endswith(suffix):
-            return reader
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(
+        f"folder {error.filename} cannot be read ({error.strerror}); change its permissions, or name inputs without it"
+    ) from error
+
+
+def _check_name(path: str) -> None:
+    """Raises DataError where the name does not say what kind of corpus it is; pipes and devices go through."""
+    if path.endswith(tuple(FORMATS)) or (os.path.exists(path) and not os.path.isfile(path)):
+        return
+    if path.endswith(".json"):
+        raise DataError(
+            f"cannot tell what kind of corpus {path} is: a .json file may be one value; where each line is an object, "
+            f"rename it to .jsonl, and make lines of an array with: jq -c '.[]' {path} > {path}l"
+        )
     raise DataError(f"cannot tell what kind of corpus {path} is; rename it so that it ends in {', '.join(FORMATS)}")
+
+
+def _reader(path: str) -> Reader:
+    return next(reader for suffix, reader in FORMATS.items() if path.endswith(suffix))
 
 
 def _open(path: str) -> BinaryIO:

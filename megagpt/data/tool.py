@@ -47,8 +47,8 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="corpus: files (.jsonl, .jsonl.gz, .jsonl.zst, .txt, .parquet), folders, globs, - for JSONL on stdin, or "
-        "hf:NAME[:CONFIG[:SPLIT]] for a Hugging Face dataset",
+        help="corpus: files (.jsonl, .jsonl.gz, .jsonl.zst, .json.gz, .json.zst, .txt, .parquet), folders, globs, - "
+        "for JSONL on stdin, or hf:NAME[:CONFIG[:SPLIT]] for a Hugging Face dataset",
     )
     parser.add_argument("--text-key", default="text", help="key or column of the text in JSONL and parquet")
     parser.add_argument(
