@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from megagpt.data.blend_history import Phase, phases_from_json
+from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError
 from megagpt.model.spec import ModelSpec
 from megagpt.tokenizer import TokenizerKind
@@ -156,13 +157,4 @@ def write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_folder(path.parent)

@@ -25,9 +25,9 @@ from megagpt.checkpoint.manifest import (
     model_file,
     optimizer_file,
     step_folder,
-    sync_folder,
     write_durably,
 )
+from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError
 from megagpt.parallel.mesh import Mesh
 
@@ -144,7 +144,7 @@ def _commit(
     if target.exists():  # the same step saved twice, as after a resume from an older checkpoint
         shutil.rmtree(target)
     temporary.rename(target)
-    sync_folder(checkpoints)
+    flush_folder(checkpoints)
     write_durably(checkpoints / LATEST_NAME, target.name + "\n")
     _prune(checkpoints, target, keep)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from megagpt.data.build_resume import input_state
-from megagpt.data.builder import task_output
 from megagpt.data.corpus import corpus_files
 from megagpt.data.indexed import dataset_files
 from megagpt.data.journal import InputState
 from megagpt.data.merge import merge_datasets
+from megagpt.data.parts import task_output
 from megagpt.data.sidecar import read_sidecar
 from megagpt.errors import DataError
 from megagpt.tokenizer import load_tokenizer

@@ -15,6 +15,7 @@ from megagpt.data.indexed_writer import write_document_index
 from megagpt.data.journal import Committed, Finish, Plan
 from megagpt.data.shard_writer import BuildFiles
 from megagpt.data.sidecar import Sidecar, Source
+from megagpt.durable import flush_folder
 from megagpt.errors import DataError
 
 
@@ -98,12 +99,3 @@ def discard(files: BuildFiles) -> None:
     """Remove what a build has written, but not its journal."""
     for path in (files.bin, files.idx, files.json, files.lengths):
         path.unlink(missing_ok=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

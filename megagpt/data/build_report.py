@@ -59,9 +59,10 @@ class BuildReport(NamedTuple):
             f"shards         {self.num_shards}",
         ]
         if self.kept_shards:
-            lines.append(f"already there  {self.kept_documents} documents in {self.kept_shards} shards, from before")
+            before = f"{_counted(self.kept_documents, 'document')} in {_counted(self.kept_shards, 'shard')}"
+            lines.append(f"already there  {before}, from before")
         if self.engine is not None:
-            lines.append(f"encoder        {self.engine}, {self.workers} threads")
+            lines.append(f"encoder        {self.engine}, {_counted(self.workers, 'thread')}")
         if self.engine_note is not None:
             lines.append(f"warning        slower than it could be: {self.engine_note}")
         rate = self.input_bytes_read / 1e6 / self.seconds
@@ -79,7 +80,11 @@ def skipped_lines(skipped: Mapping[str, int], first: Mapping[str, str]) -> list[
 def in_words(committed: Sequence[Committed]) -> str:
     """How much is committed."""
     documents = sum(record.shard.num_documents for record in committed)
-    return f"{documents} documents in {len(committed)} shard{'s' if len(committed) > 1 else ''}"
+    return f"{_counted(documents, 'document')} in {_counted(len(committed), 'shard')}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 class Written(NamedTuple):

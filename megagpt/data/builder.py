@@ -5,7 +5,6 @@ append the results in order; what a shard of input became is committed with a jo
 stopped in any way goes on where it was, to the same bytes. Memory is bounded. Never imports torch.
 """
 
-import errno
 import os
 import sys
 import time
@@ -17,7 +16,6 @@ from typing import NamedTuple
 
 from megagpt.data.build_finish import (
     discard,
-    flush_folder,
     publish,
     sidecar_of,
     write_index_of,
@@ -46,21 +44,17 @@ from megagpt.data.corpus import OnError, corpus_files
 from megagpt.data.encoders import Engine, make_engine
 from megagpt.data.indexed import token_dtype
 from megagpt.data.journal import Committed, Finish, Journal, Plan, Record, Share
-from megagpt.data.shard_writer import BuildFiles, Done, ShardWriter, build_files
+from megagpt.data.parts import task_output
+from megagpt.data.shard_writer import BuildFiles, Done, ShardWriter, build_files, done_with
 from megagpt.data.sources import SIZES, Sizes, assign_ranges
+from megagpt.durable import FULL_DISK, flush_folder
 from megagpt.errors import DataError
 from megagpt.tokenizer.protocol import Tokenizer
 
-__all__ = ["SHARD_BYTES", "BuildProgress", "BuildReport", "build_dataset", "task_output"]
+__all__ = ["SHARD_BYTES", "BuildProgress", "BuildReport", "build_dataset"]
 
 SHARD_BYTES = 64 << 20  # of input content
 _AHEAD_PER_WORKER = 2  # chunks taken and not committed
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
-
-def task_output(output: str | Path, task: int, num_tasks: int) -> str:
-    """The prefix that task `task` (from 0) of `num_tasks` writes; `output` itself where there is one task."""
-    return str(output) if num_tasks == 1 else f"{output}.task-{task:05d}-of-{num_tasks:05d}"
 
 
 def print_note(note: str) -> None:
@@ -154,11 +148,17 @@ class _Build:
 
     def run(self) -> BuildReport:
         """Build, or go on."""
-        if self._how.restart:
-            self._journal.clear()
-            discard(self._out)
-        record = self._journal.read()
+        try:
+            if self._how.restart:
+                self._journal.clear()
+                discard(self._out)
+            return self._run(self._journal.read())
+        except OSError as error:  # wherever it was met: the disk may be full at the first line of the journal
+            raise self._failure(error) from error
+
+    def _run(self, record: Record) -> BuildReport:
         self._committed = record.committed
+        self._done = done_with(record.committed)
         try:
             if record.finish is None:
                 _refuse_existing(self._out, self._how.overwrite)
@@ -215,13 +215,15 @@ class _Build:
                 return self._write_rest(writer)
         except DataError as error:
             raise DataError(f"{error}{self._kept()}") from error
-        except OSError as error:
-            if error.errno in _FULL_DISK:
-                written = Written(self._done.num_documents, self._done.num_tokens * self._dtype.itemsize)
-                raise disk_full(
-                    self._out.prefix, written, self._done.stored_bytes_read, self._input_bytes, self._kept()
-                ) from error
-            raise DataError(f"building {self._out.prefix} failed: {error}{self._kept()}") from error
+
+    def _failure(self, error: OSError) -> DataError:
+        if error.errno in FULL_DISK:
+            written = Written(self._done.num_documents, self._done.num_tokens * self._dtype.itemsize)
+            return disk_full(self._out.prefix, written, self._done.stored_bytes_read, self._input_bytes, self._kept())
+        then = self._kept() or ", then run the same command again"
+        return DataError(
+            f"building {self._out.prefix} failed: {error}; check the disks of the input and of the output{then}"
+        )
 
     def _encode(self, position: Position, writer: ShardWriter) -> None:
         items, sample = with_sample(self._reading, work(self._reading, *position))

@@ -14,7 +14,7 @@ from megagpt.data.tool import Verb
 def run_task(args: argparse.Namespace) -> int:
     """Build one task's part, unless it is done."""
     from megagpt.data.array_build import array_request, part_is_done
-    from megagpt.data.builder import task_output
+    from megagpt.data.parts import task_output
 
     request = array_request(args.inputs, args.tokenizer, args.text_key, args.on_error, args.task, args.num_tasks)
     if part_is_done(args.output, request, args.overwrite):

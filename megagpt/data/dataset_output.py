@@ -4,7 +4,6 @@ Everything is written under temporary names (PREFIX.bin.partial …), flushed, a
 an .idx is complete. One writer at a time; it does not know what it writes.
 """
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from megagpt.data.indexed import dataset_files
+from megagpt.durable import FULL_DISK, flush_folder
 from megagpt.errors import DataError
 
 
@@ -66,7 +66,7 @@ class DatasetOutput:
         if self._partials[2].exists():
             os.replace(self._partials[2], json_path)
         os.replace(self._partials[1], idx_path)
-        _flush_folder(idx_path.parent)
+        flush_folder(idx_path.parent)
         self._held = False
         self.bin.close()
         self.idx.close()
@@ -118,16 +118,17 @@ class DatasetOutput:
 
 
 @contextmanager
-def full_disk_named(output: str, needed_bytes: int) -> Iterator[None]:
-    """Turn "no space left" into a DataError that says how much `output` needs."""
+def full_disk_named(output: str, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn "no space left" into a DataError that says how much `output` needs, where that is known."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL_DISK:
             raise
+        needed = "" if needed_bytes is None else f": about {needed_bytes / 1e6:.1f} MB are needed in all"
         raise DataError(
-            f"no space is left on the disk of {output}: about {needed_bytes / 1e6:.1f} MB are needed in all; free "
-            "space there or choose an output on another disk (nothing was kept)"
+            f"no space is left on the disk of {output}{needed}; free space there or choose an output on another disk "
+            "(nothing was kept)"
         ) from error
 
 
@@ -135,13 +136,5 @@ def _close_whatever_is_left(stream: BinaryIO) -> None:
     try:
         stream.close()
     except OSError as error:  # what a full disk left in the buffer cannot be written, and need not be
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL_DISK:
             raise
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,6 +18,7 @@ from megagpt.data.datatrove_base import Document, DocumentsPipeline, PipelineSte
 from megagpt.data.encoders import EMPTY_TEXT, Encoded, Encoder, make_engine
 from megagpt.data.indexed import dataset_files, token_dtype
 from megagpt.data.indexed_writer import IndexedWriter
+from megagpt.data.parts import task_prefix
 from megagpt.data.sidecar import Shard, Sidecar, Source
 from megagpt.data.sources_types import Texts
 from megagpt.errors import DataError
@@ -28,11 +29,6 @@ _BATCH_TEXT_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 4096
 _SHARD_TEXT_BYTES = 64 << 20
 _UNKNOWN_SOURCE = "datatrove"
-
-
-def task_prefix(output: str, task: int, num_tasks: int) -> str:
-    """The prefix of task `task`'s part (from 0) of the dataset `output`."""
-    return f"{output}.task-{task:05d}-of-{num_tasks:05d}"
 
 
 class IndexedDatasetWriter(PipelineStep):

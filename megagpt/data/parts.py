@@ -16,7 +16,7 @@ from megagpt.data.indexed import dataset_files
 from megagpt.data.sidecar import Sidecar, read_sidecar
 from megagpt.errors import DataError
 
-_TASK = re.compile(r"(?P<build>.*)\.task-(?P<task>\d+)-of-(?P<num_tasks>\d+)", re.DOTALL)
+_TASK = re.compile(r"(?P<build>.*)\.task-(?P<task>\d+)-of-(?P<num_tasks>\d+)", re.DOTALL)  # as task_prefix says it
 _SHOWN_TASKS = 10
 
 
@@ -61,6 +61,16 @@ def part_prefixes(inputs: Sequence[str]) -> list[str]:
                 prefixes.append(prefix)
     _check_tasks(prefixes)
     return prefixes
+
+
+def task_prefix(output: str | Path, task: int, num_tasks: int) -> str:
+    """The prefix of task `task`'s part (from 0) of the dataset `output`."""
+    return f"{output}.task-{task:05d}-of-{num_tasks:05d}"
+
+
+def task_output(output: str | Path, task: int, num_tasks: int) -> str:
+    """The prefix that task `task` of a build in `num_tasks` writes; `output` itself where there is one task."""
+    return str(output) if num_tasks == 1 else task_prefix(output, task, num_tasks)
 
 
 def task_of(prefix: str) -> Task | None:

@@ -14,9 +14,10 @@ from megagpt.data.chinese_text import Form, Rules
 from megagpt.data.corpus import OnError
 from megagpt.data.datatrove_base import DocumentsPipeline, PipelineStep
 from megagpt.data.datatrove_reader import CorpusReader
-from megagpt.data.datatrove_writer import IndexedDatasetWriter, task_prefix
+from megagpt.data.datatrove_writer import IndexedDatasetWriter
 from megagpt.data.indexed import dataset_files
 from megagpt.data.merge import merge_datasets
+from megagpt.data.parts import task_prefix
 from megagpt.data.recipe_report import clean_report, report_path
 from megagpt.errors import DataError
 

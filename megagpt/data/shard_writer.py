@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +72,15 @@ class Done(NamedTuple):
     stored_bytes_read: int
 
 
+def done_with(committed: Sequence[Committed]) -> Done:
+    """How far a build is that has these shards."""
+    return Done(
+        sum(record.shard.num_documents for record in committed),
+        sum(record.shard.num_tokens for record in committed),
+        committed[-1].stored_bytes_read if committed else 0,
+    )
+
+
 class ShardWriter:
     """Appends to the files of a build; a context manager. `committed` are the shards that are safe, oldest first."""
 
@@ -85,9 +94,7 @@ class ShardWriter:
             self.first_skipped.update(record.first_skipped)
         self._dtype = dtype
         self._shard_bytes = shard_bytes
-        self._num_documents = sum(record.shard.num_documents for record in committed)
-        self._num_tokens = sum(record.shard.num_tokens for record in committed)
-        self._stored_bytes_read = committed[-1].stored_bytes_read if committed else 0
+        self._num_documents, self._num_tokens, self._stored_bytes_read = done_with(committed)
         self._damaged_source: int | None = None
         self._shard = _OpenShard()
         self._bin = _open_at(files.bin, self._num_tokens * dtype.itemsize)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import megagpt
-from megagpt.checkpoint.manifest import sync_folder
 from megagpt.checkpoint.read import LoadedModel, read_model
+from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError, ConfigError, ExportError
 from megagpt.export.huggingface_weights import (
     generation_config,
@@ -194,7 +194,7 @@ def _put_in_place(folder: Path, output: Path) -> None:
             earlier.rename(output)
             raise
         shutil.rmtree(earlier)
-    sync_folder(output.parent)
+    flush_folder(output.parent)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -51,6 +51,8 @@ def test_each_document_is_its_ids_and_the_end(
     assert report.num_characters == sum(map(len, kept))
     assert report.skipped == {"empty text": 1}
     assert (report.dtype, report.bin_bytes) == ("uint16", 2 * report.num_tokens)
+    assert "shards         1" in report.lines()
+    assert "encoder        native, 1 thread" in report.lines() or report.engine != "native"
     assert any("1 skipped: empty text; first: " in line and "c.jsonl:31" in line for line in report.lines())
     sidecar = dataset.sidecar
     assert sidecar is not None
@@ -183,7 +185,7 @@ def test_a_full_disk(
     report = build_dataset([str(corpus)], tmp_path / "d", toy_tokenizer, on_note=notes.append)
     assert (report.num_documents, report.kept_documents, report.kept_shards) == (32, 32, 1)
     assert any("going on with the build of" in note and "32 documents in 1 shard" in note for note in notes)
-    assert "already there  32 documents in 1 shards, from before" in report.lines()
+    assert "already there  32 documents in 1 shard, from before" in report.lines()
 
 
 def test_what_a_full_disk_would_need() -> None:
@@ -238,7 +240,7 @@ def test_the_options_of_the_command(
     assert (status, said) == (0, "")
     assert f"encoder        native, {len(os.sched_getaffinity(0))} threads" in shown
     status, shown, said = run("e", "--no-native", "--workers", "1")
-    assert "encoder        sentencepiece, 1 threads" in shown
+    assert "encoder        sentencepiece, 1 thread" in shown
     assert "warning: this build is slower than it could be: the native encoder is switched off" in said
     status, shown, said = run("t", "--task", "1", "--num-tasks", "2")
     assert f"dataset        {tmp_path}/t.task-00001-of-00002.bin, .idx, .json" in shown

@@ -113,10 +113,55 @@ def test_a_write_that_fails_in_the_background(builds: Builds, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer.os, "fdatasync", fail)
-        with pytest.raises(DataError, match=r"building .*d failed: .*Input/output error; .* shards are kept"):
+        with pytest.raises(
+            DataError, match=r"building .*d failed: .*Input/output error; check the disks .*; .* shards are kept"
+        ):
             builds.build()
     assert builds.build().kept_shards >= 2
     builds.expect_same_as_fresh()
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+FULL = r"no space is left on the disk of .*d.bin after "
+
+
+@pytest.mark.parametrize("step", ["journal.Journal.append", "builder.flush_folder"])
+def test_a_disk_that_is_full_at_the_start(builds: Builds, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    monkeypatch.setattr(f"megagpt.data.{step}", full)
+    with pytest.raises(DataError, match=FULL + r".* \(nothing was kept\)$"):
+        builds.build()
+    assert sorted(os.listdir(builds.folder)) == ["a.jsonl", "b.jsonl"]
+
+
+@pytest.mark.parametrize("step", ["journal.Journal.append", "builder.publish"])
+def test_a_disk_that_is_full_when_a_build_goes_on(builds: Builds, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    builds.stop()
+    builds.repair()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"megagpt.data.{step}", full)
+        with pytest.raises(DataError, match=FULL + r"0.0 MB; about .*; \d+ documents in \d+ shards are kept: the same"):
+            builds.build()
+    assert builds.build().kept_shards >= 2
+    builds.expect_same_as_fresh()
+
+
+def test_a_journal_that_cannot_be_read(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds.stop()
+
+    def fail(journal: Journal) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(journal.path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "read", fail)
+        with pytest.raises(
+            DataError, match=r"building .*d failed: .*Input/output error: .*d.journal'; check the disks"
+        ):
+            builds.build()
+    builds.repair()
+    assert builds.build().kept_shards >= 2, "it was not taken for an empty one"
 
 
 def test_shards_that_wait_are_committed_together(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from datatrove.data import Document
 from datatrove.executor.local import LocalPipelineExecutor
 
 from megagpt.data import datatrove_writer
-from megagpt.data.datatrove_writer import IndexedDatasetWriter, task_prefix
+from megagpt.data.datatrove_writer import IndexedDatasetWriter
 from megagpt.data.indexed import IndexedDataset, dataset_files
+from megagpt.data.parts import task_prefix
 from megagpt.data.sidecar import Sidecar, read_sidecar
 from megagpt.errors import DataError
 from megagpt.tokenizer.sentencepiece import SentencePieceTokenizer
