@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from megagpt.errors import DataError
@@ -29,6 +30,8 @@ def write_whole(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         fix = "free space on its disk, or choose" if error.errno in FULL_DISK else "choose"
         raise DataError(f"cannot write {path}: {error.strerror}; {fix} another output") from error
+    finally:
+        with suppress(OSError):  # it has its own name by now, or never was
+            partial.unlink()

@@ -5,7 +5,6 @@ with the same options. Knows nothing of SLURM.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from megagpt.data.journal import InputState
 from megagpt.data.merge import merge_datasets
 from megagpt.data.parts import task_output
 from megagpt.data.sidecar import read_sidecar
+from megagpt.durable import write_whole
 from megagpt.errors import DataError
 from megagpt.tokenizer import load_tokenizer
 
@@ -66,10 +66,7 @@ def part_is_done(output: str, request: ArrayRequest, overwrite: bool) -> bool:
     index = dataset_files(output)[1]
     if index.exists() and not overwrite:
         raise DataError(f"{index} exists; choose another output, or replace it with --overwrite")
-    record.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{record}.partial")
-    partial.write_text(json.dumps(now, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, record)
+    write_whole(record, json.dumps(now, ensure_ascii=False, indent=2) + "\n")
     return False
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from megagpt.data.dataset_output import full_disk_named
 from megagpt.data.datatrove_base import Document, DocumentsPipeline, PipelineStep, logger
 from megagpt.data.encoders import EMPTY_TEXT, Encoded, Encoder, make_engine
 from megagpt.data.indexed import dataset_files, token_dtype
@@ -21,6 +22,7 @@ from megagpt.data.indexed_writer import IndexedWriter
 from megagpt.data.parts import task_prefix
 from megagpt.data.sidecar import Shard, Sidecar, Source
 from megagpt.data.sources_types import Texts
+from megagpt.durable import write_whole
 from megagpt.errors import DataError
 from megagpt.tokenizer import load_tokenizer
 from megagpt.tokenizer.protocol import Tokenizer
@@ -69,7 +71,9 @@ class IndexedDatasetWriter(PipelineStep):
                     texts = _joined(documents)
                     encoder = encoder or _encoder(tokenizer, writer.dtype, Path(spool), documents)
                     if documents:
-                        self._add(writer, tally, documents, encoder.encode(texts))
+                        encoded = encoder.encode(texts)
+                        with full_disk_named(prefix):
+                            self._add(writer, tally, documents, encoded)
                 for document in batch:
                     if not document.text:
                         tally.skipped += 1
@@ -77,7 +81,8 @@ class IndexedDatasetWriter(PipelineStep):
                     yield document
             sidecar = tally.sidecar(tokenizer, writer)
             if writer.num_documents:
-                writer.finish(sidecar.to_json())
+                with full_disk_named(prefix):
+                    writer.finish(sidecar.to_json())
         if sidecar.num_documents == 0:
             _write_empty_part(prefix, sidecar)
 
@@ -216,6 +221,4 @@ def _write_empty_part(prefix: str, sidecar: Sidecar) -> None:
     bin_path, idx_path, json_path = dataset_files(prefix)
     for stale in (idx_path, bin_path):
         stale.unlink(missing_ok=True)
-    partial = Path(f"{json_path}.partial")
-    partial.write_text(sidecar.to_json(), encoding="utf-8")
-    os.replace(partial, json_path)
+    write_whole(json_path, sidecar.to_json())

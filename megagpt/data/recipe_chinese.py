@@ -19,6 +19,7 @@ from megagpt.data.indexed import dataset_files
 from megagpt.data.merge import merge_datasets
 from megagpt.data.parts import task_prefix
 from megagpt.data.recipe_report import clean_report, report_path
+from megagpt.durable import write_whole
 from megagpt.errors import DataError
 
 from datatrove.pipeline.dedup import (  # isort: skip (after our modules, which say it where datatrove is missing)
@@ -120,7 +121,7 @@ class MergeParts(PipelineStep):
         if report.num_documents == 0:
             raise DataError("\n".join(["no document is left; loosen the rules or look at the input", *report.lines()]))
         merge_datasets(settings.output, _parts(settings.output, settings.tasks), overwrite=True)
-        report_path(settings.output).write_text(report.to_json(), encoding="utf-8")
+        write_whole(report_path(settings.output), report.to_json())
 
 
 class Tidy(PipelineStep):

@@ -14,6 +14,7 @@ from megagpt.data.build_resume import input_state
 from megagpt.data.corpus import corpus_files
 from megagpt.data.indexed import dataset_files
 from megagpt.data.recipe_chinese import CleanSettings, remove_parts
+from megagpt.durable import write_whole
 from megagpt.errors import DataError
 from megagpt.tokenizer import load_tokenizer
 
@@ -53,9 +54,7 @@ def begin(settings: CleanSettings, restart: bool = False) -> None:
     else:
         _refuse_existing(settings, restart)
         _empty(settings.work)
-    partial = settings.work / f"{_PLAN}.partial"
-    partial.write_text(json.dumps(now, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, settings.work / _PLAN)
+    write_whole(settings.work / _PLAN, json.dumps(now, ensure_ascii=False, indent=2) + "\n")
 
 
 def planned_tasks(work: Path) -> int | None:

@@ -1,12 +1,12 @@
 """Writes the report on datasets. In: prefixes, perhaps a tokenizer or a run. Out: one HTML file."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from megagpt.data.report_facts import gather_facts
 from megagpt.data.report_page import page
 from megagpt.data.report_run import run_section
+from megagpt.durable import write_whole
 from megagpt.errors import DataError
 from megagpt.tokenizer.protocol import Tokenizer
 
@@ -34,13 +34,7 @@ def write_report(
         raise DataError("nothing to report on: name datasets, or a run with --run")
     datasets = [gather_facts(prefix, tokenizer) for prefix in prefixes]
     content = page(datasets, tokenizer.path if tokenizer is not None else None, section)
-    partial = output.with_name(f"{output.name}.partial")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, output)
-    except OSError as error:
-        raise DataError(f"cannot write {output}: {error.strerror}; choose another --output") from error
+    write_whole(output, content)
     return output
 
 

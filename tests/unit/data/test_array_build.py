@@ -1,5 +1,6 @@
 """A build as an array of tasks: parts join to the whole, a finished part is kept or refused, a merge may be stopped."""
 
+import errno
 import gzip
 import json
 import os
@@ -113,6 +114,18 @@ def test_a_dataset_that_exists_is_refused_before_the_work(array: Array, capsys: 
     assert "data.bin exists" in capsys.readouterr().err
     assert array.run("array-merge", "--overwrite") == 0
     assert array.left() == ["data.bin", "data.idx", "data.json"]
+
+
+def test_a_full_disk_before_the_work(
+    array: Array, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    assert array.run("array-task", "--task", "0") == 2
+    assert "of-00004.request: No space left on device; free space on its disk" in capsys.readouterr().err
+    assert array.left() == []
 
 
 def test_a_missing_part_is_named_and_nothing_is_lost(array: Array, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """The datatrove step that writes our format: what is in a part, what a task that fails leaves, and what is counted."""
 
+import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +53,31 @@ def test_a_part_holds_the_ids_of_its_documents_in_their_order(
     assert sorted(path.name for path in part.parent.iterdir()) == [
         f"{part.name}.{kind}" for kind in ("bin", "idx", "json")
     ]
+
+
+@pytest.mark.parametrize("step", ["add_documents", "finish"])
+def test_a_full_disk(
+    tmp_path: Path, toy_tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(datatrove_writer.IndexedWriter, step, full)
+    with pytest.raises(DataError, match=r"no space is left on the disk of .*data.task-00001-of-00002; free space"):
+        write(tmp_path / "data", toy_tokenizer, toy_texts(5), rank=1, num_tasks=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_and_nothing_to_write(
+    tmp_path: Path, toy_tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DataError, match=r"cannot write .*data.task-00000-of-00001.json: No space left"):
+        write(tmp_path / "data", toy_tokenizer, [])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_sidecar_counts_by_file_and_hashes_shards(

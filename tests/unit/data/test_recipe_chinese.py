@@ -1,5 +1,6 @@
 """The Chinese recipe: what it keeps and removes, that it goes on where it stopped, and what it refuses."""
 
+import errno
 import json
 import os
 import signal
@@ -299,6 +300,25 @@ class KillsItself:
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         yield from ()
+
+
+@pytest.mark.parametrize("name", ["plan.json", "data.cleaning.json"])
+def test_a_full_disk(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    replace = os.replace
+
+    def full(source: str | Path, target: str | Path) -> None:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert place.clean() == 2
+    assert f"{name}: No space left on device; free space on its disk" in capsys.readouterr().err
+    assert not list(place.folder.rglob(f"{name}*"))
+    assert place.clean() == 0
 
 
 def test_a_process_that_is_killed_is_an_error_and_not_an_endless_wait(tmp_path: Path) -> None:

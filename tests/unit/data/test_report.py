@@ -1,5 +1,7 @@
 """The report shows what is in the data, is one safe file, and its labels keep apart."""
 
+import errno
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -161,8 +163,18 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is the share of a task without documents: there is nothing to report"):
         gather_facts(str(tmp_path / "e"), None)
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot write .*r.html: .*; choose another --output"):
+    with pytest.raises(DataError, match=r"cannot write .*r.html: .*; choose another output"):
         write_report([str(tmp_path / "d")], tmp_path / "file" / "r.html", None)
+
+
+def test_a_full_disk_leaves_nothing(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DataError, match=r"cannot write .*r.html: No space left on device; free space"):
+        write_report([str(built)], tmp_path / "r.html", None)
+    assert not list(tmp_path.glob("r.html*"))
 
 
 def test_many_sources_and_shards_are_cut_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
