@@ -1,41 +1,20 @@
-"""Documents from corpus files. In: files, globs, folders, datasets, `-` for standard input. Out: a stream of Document.
+"""Which files a corpus is. In: files, globs, folders, datasets, `-` for standard input. Out: a list of CorpusFile.
 
-One document at a time is in memory. Knows nothing of tokenizers or of what is done with the documents.
-How each kind of file is read is in `corpus_formats.py`.
+Opens no file. How the documents in them are read is in `sources.py` (chunks) and `documents.py` (one by one).
 """
 
 import glob
 import os
 import stat
-import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from megagpt.data.corpus_formats import (
-    FORMATS,
-    BadDocument,
-    DamagedFile,
-    Entry,
-    Reader,
-    dataset_rows,
-    json_lines,
-    utf8_bytes,
-)
 from megagpt.data.sources_datasets import SPELLING, DatasetFiles, find_dataset, is_dataset, is_saved_dataset
 from megagpt.errors import DataError
 
 OnError = Literal["raise", "skip"]
 STANDARD_INPUT = "-"
-
-
-class Document(NamedTuple):
-    """One document; `line` is its line (JSONL), row (parquet) or 1 (plain text), counted from 1."""
-
-    text: str
-    path: str
-    line: int
-    num_bytes: int  # of the text in UTF-8
+FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".txt", ".parquet")
 
 
 class CorpusFile(NamedTuple):
@@ -44,42 +23,6 @@ class CorpusFile(NamedTuple):
     path: str
     size_bytes: int | None
     dataset: DatasetFiles | None = None  # where it is one
-
-
-class ReadReport:
-    """What was read and what was skipped, and how far reading has come; filled by `read_documents` as it goes."""
-
-    def __init__(self) -> None:
-        self.num_documents = 0
-        self.skipped: Counter[str] = Counter()  # reason -> number of documents (or damaged rests of files)
-        self.first_skipped: dict[str, str] = {}  # reason -> the first message
-        self._finished_bytes = 0
-        self._stream: BinaryIO | None = None
-
-    @property
-    def stored_bytes_read(self) -> int:
-        """Bytes of the input files read so far, as stored (compressed)."""
-        return self._finished_bytes + (self._stream.tell() if self._stream is not None else 0)
-
-    def begin_file(self, stream: BinaryIO | None) -> None:
-        """Follow the position of `stream`; None where it has no position."""
-        self._stream = stream
-
-    def end_file(self, size_bytes: int) -> None:
-        """The file that was begun, of this size, is read."""
-        self._finished_bytes += size_bytes
-        self._stream = None
-
-    def skip(self, reason: str, message: str) -> None:
-        """Count one skipped document."""
-        self.skipped[reason] += 1
-        self.first_skipped.setdefault(reason, message)
-
-    def skipped_lines(self) -> list[str]:
-        """What was skipped, in words: number, reason and the first place, a line a reason."""
-        return [
-            f"{count} skipped: {reason}; first: {self.first_skipped[reason]}" for reason, count in self.skipped.items()
-        ]
 
 
 def corpus_files(inputs: Sequence[str]) -> list[CorpusFile]:
@@ -106,28 +49,6 @@ def corpus_files(inputs: Sequence[str]) -> list[CorpusFile]:
             raise DataError(f"{path} is named twice among the inputs {' '.join(inputs)}; name each file once")
         seen.add(os.path.realpath(path))
     return [_listed(path) for path in paths]
-
-
-def read_documents(
-    inputs: Sequence[str],
-    text_key: str = "text",
-    on_error: OnError = "raise",
-    report: ReadReport | None = None,
-) -> Iterator[Document]:
-    """Every document of `inputs` (see `corpus_files`), in order; standard input is JSONL.
-
-    `text_key` names the text in JSONL and parquet. With `on_error="skip"` a document that cannot be read is counted in
-    `report` by its reason, and reading goes on; after damage to a compressed file it goes on with the next file.
-
-    Raises DataError, naming file and line, at the first document that cannot be read (`on_error="raise"`), and where
-    the whole corpus has no document.
-    """
-    report = report if report is not None else ReadReport()
-    for file in corpus_files(inputs):
-        yield from _file_documents(file, text_key, on_error, report)
-    if report.num_documents == 0:
-        skipped = "".join("\n" + line for line in report.skipped_lines())
-        raise DataError(f"the corpus {' '.join(inputs)} has no document that can be read; check the files{skipped}")
 
 
 def _listed(path: str) -> CorpusFile:
@@ -160,38 +81,6 @@ def _kind(mode: int) -> str:
     return "socket" if stat.S_ISSOCK(mode) else "device"
 
 
-def _file_documents(file: CorpusFile, text_key: str, on_error: OnError, report: ReadReport) -> Iterator[Document]:
-    place = "standard input" if file.path == STANDARD_INPUT else file.path
-    stream = None if file.path == STANDARD_INPUT or file.dataset is not None else _open(file.path)
-    report.begin_file(stream)
-    try:
-        for line, found in _entries(file, stream, text_key):
-            num_bytes = utf8_bytes(found) if isinstance(found, str) else found
-            if isinstance(num_bytes, BadDocument):
-                _refuse(f"{place}:{line}: {num_bytes.message}", num_bytes.reason, on_error, report)
-                continue
-            report.num_documents += 1
-            yield Document(str(found), file.path, line, num_bytes)
-    except DamagedFile as damage:
-        _refuse(f"{place}: {damage.message}", damage.reason, on_error, report)
-    finally:
-        report.end_file(file.size_bytes or 0)
-        if stream is not None:
-            stream.close()
-
-
-def _entries(file: CorpusFile, stream: BinaryIO | None, text_key: str) -> Iterator[Entry]:
-    if file.dataset is not None:
-        return dataset_rows(file.dataset, text_key)
-    return json_lines(sys.stdin.buffer, text_key) if stream is None else _reader(file.path)(stream, text_key)
-
-
-def _refuse(message: str, reason: str, on_error: OnError, report: ReadReport) -> None:
-    if on_error == "raise":
-        raise DataError(message)
-    report.skip(reason, message)
-
-
 def _expand(given: str) -> list[str]:
     if given == STANDARD_INPUT or is_dataset(given):
         return [given]
@@ -220,7 +109,7 @@ def _folder_files(folder: str) -> list[str]:
             continue
         entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(parent, name) for name in names if name.endswith(tuple(FORMATS)) and name[0] != "."]
+        found += [os.path.join(parent, name) for name in names if name.endswith(FORMATS) and name[0] != "."]
     if not found and is_saved_dataset(folder):
         raise DataError(f"folder {folder} was made by save_to_disk of the package datasets; write hf:{folder}")
     if not found:
@@ -236,7 +125,7 @@ def _refuse_folder(error: OSError) -> None:
 
 def _check_name(path: str) -> None:
     """Raises DataError where the name does not say what kind of corpus it is; pipes and devices go through."""
-    if path.endswith(tuple(FORMATS)) or (os.path.exists(path) and not os.path.isfile(path)):
+    if path.endswith(FORMATS) or (os.path.exists(path) and not os.path.isfile(path)):
         return
     if path.endswith(".json"):
         raise DataError(
@@ -244,14 +133,3 @@ def _check_name(path: str) -> None:
             f"rename it to .jsonl, and make lines of an array with: jq -c '.[]' {path} > {path}l"
         )
     raise DataError(f"cannot tell what kind of corpus {path} is; rename it so that it ends in {', '.join(FORMATS)}")
-
-
-def _reader(path: str) -> Reader:
-    return next(reader for suffix, reader in FORMATS.items() if path.endswith(suffix))
-
-
-def _open(path: str) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except PermissionError as error:
-        raise DataError(f"corpus file {path} may not be read by this user; change its permissions") from error

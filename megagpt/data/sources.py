@@ -14,8 +14,6 @@ from megagpt.data.sources_plain import count_lines, plain_chunks, text_chunks
 from megagpt.data.sources_ranges import assign_ranges
 from megagpt.data.sources_streams import compressed_chunks, input_chunks, lines_before
 from megagpt.data.sources_types import (
-    CHUNK_BYTES,
-    LONG_LINE_BYTES,
     SIZES,
     Chunk,
     FileRange,
@@ -28,8 +26,7 @@ from megagpt.data.sources_types import (
 )
 
 __all__ = [
-    "CHUNK_BYTES",
-    "LONG_LINE_BYTES",
+    "SIZES",
     "BadDocument",
     "Chunk",
     "DamagedFile",

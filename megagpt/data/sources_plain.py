@@ -63,7 +63,7 @@ def count_lines(file: CorpusFile, stop: int) -> int:
     descriptor = open_stored(file)
     try:
         blocks = range(0, stop, _SCAN_BYTES)
-        return sum(os.pread(descriptor, min(_SCAN_BYTES, stop - at), at).count(b"\n") for at in blocks)
+        return sum(_some_at(descriptor, file, min(_SCAN_BYTES, stop - at), at).count(b"\n") for at in blocks)
     finally:
         os.close(descriptor)
 
@@ -124,16 +124,37 @@ def _read(file: CorpusFile, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of a file whose size is still that of the listing."""
     descriptor = open_stored(file)
     try:
-        size = stored_size(descriptor, file)
-        content = os.pread(descriptor, stop - start, start)
-        while len(content) < stop - start:  # some file systems give less than was asked for
-            more = os.pread(descriptor, stop - start - len(content), start + len(content))
-            if not more:
-                raise _changed(file, min(size, start + len(content)))
-            content += more
-        return content
+        stored_size(descriptor, file)
+        return read_at(descriptor, file, stop - start, start)
     finally:
         os.close(descriptor)
+
+
+def read_at(descriptor: int, file: CorpusFile, num_bytes: int, at: int) -> bytes:
+    """Bytes [at, at + num_bytes) of a file; raises DataError where they cannot be had."""
+    content = _some_at(descriptor, file, num_bytes, at)
+    while len(content) < num_bytes:  # some file systems give less than was asked for
+        more = _some_at(descriptor, file, num_bytes - len(content), at + len(content))
+        if not more:
+            raise _changed(file, at + len(content))
+        content += more
+    return content
+
+
+def _some_at(descriptor: int, file: CorpusFile, num_bytes: int, at: int) -> bytes:
+    """Up to `num_bytes` bytes from `at` on."""
+    try:
+        return os.pread(descriptor, num_bytes, at)
+    except OSError as error:
+        raise cannot_be_read(f"corpus file {file.path}", at, error) from error
+
+
+def cannot_be_read(name: str, position: int, error: OSError) -> DataError:
+    """The error for an input that fails at a byte of what is stored; `name` says what it is."""
+    return DataError(
+        f"{name} cannot be read at byte {position} ({error.strerror or error}); check its disk or network, run again, "
+        "or name the inputs without it"
+    )
 
 
 def _line_start(descriptor: int, file: CorpusFile, position: int) -> int:
@@ -141,12 +162,12 @@ def _line_start(descriptor: int, file: CorpusFile, position: int) -> int:
     size = file.size_bytes
     assert size is not None, file
     if position <= len(BOM):
-        first = len(BOM) if os.pread(descriptor, len(BOM), 0) == BOM else 0
+        first = len(BOM) if _some_at(descriptor, file, len(BOM), 0) == BOM else 0
         if position <= first:
             return first
     at, look = position - 1, _FIRST_LOOK_BYTES
     while at < size:
-        block = os.pread(descriptor, look, at)
+        block = _some_at(descriptor, file, look, at)
         if not block:
             raise _changed(file, at)
         found = block.find(b"\n")
@@ -159,5 +180,5 @@ def _line_start(descriptor: int, file: CorpusFile, position: int) -> int:
 
 def _last_line_start(descriptor: int, file: CorpusFile, start: int, stop: int) -> int:
     """The last line start in [start, stop), where `start` is one; `stop` - `start` is at most a chunk."""
-    content = os.pread(descriptor, stop - 1 - start, start)
+    content = read_at(descriptor, file, stop - 1 - start, start)
     return start + content.rfind(b"\n") + 1

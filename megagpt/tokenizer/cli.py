@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import get_args
 
-from megagpt.data.corpus import ReadReport, read_documents
+from megagpt.data.documents import ReadReport, read_documents
 from megagpt.data.tool import Verb, add_corpus_arguments, positive_int
 from megagpt.tokenizer.train import Normalization, TokenizerSettings, train_sentencepiece
 

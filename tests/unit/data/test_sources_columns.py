@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megagpt.data.corpus import CorpusFile, corpus_files, read_documents
+from megagpt.data.corpus import CorpusFile, corpus_files
+from megagpt.data.documents import read_documents
 from megagpt.data.sources import Chunk, DamagedFile, Sizes, Texts, assign_ranges, chunks, line_of
 from megagpt.data.sources_datasets import column_arrays, load_dataset
 from megagpt.errors import DataError
