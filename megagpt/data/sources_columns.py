@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from megagpt.data.corpus import CorpusFile
 from megagpt.data.corpus_formats import BadDocument, damaged, missing_key, not_text
 from megagpt.data.sources_datasets import column_arrays
-from megagpt.data.sources_plain import open_stored, stored_size
+from megagpt.data.sources_plain import cannot_be_read, open_stored, stored_size
 from megagpt.data.sources_types import SIZES, Chunk, Sizes, Texts
 from megagpt.errors import DataError
 
@@ -66,6 +66,8 @@ def parquet_chunks(
                     yield Chunk(number, before, row, size * row // metadata.num_rows, partial(_load, texts, text_key))
     except (pyarrow.ArrowException, OSError) as error:
         _check(file)
+        if isinstance(error, OSError) and error.errno:  # the disk's; Arrow's own have no number
+            raise cannot_be_read(f"corpus file {file.path}", f"after row {row}", error) from error
         raise damaged("parquet", row, str(error)) from error
 
 

@@ -8,6 +8,7 @@ more memory than a whole build does. Its Arrow files are then read without it.
 import json
 import mmap
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -70,19 +71,39 @@ def parse_dataset_name(given: str) -> DatasetName:
 
 
 def find_dataset(given: str) -> DatasetFiles:
-    """`load_dataset` in a process of its own, which takes about two seconds; what it downloads shows on stderr."""
+    """`load_dataset` in a process of its own, which takes about two seconds; what it downloads shows on stderr.
+
+    Raises DataError as that does, and where the process ends before it has the dataset.
+    """
     import subprocess  # not at the top: every start of the command line would pay for it
 
     parse_dataset_name(given)
     child = subprocess.run(
         [sys.executable, "-c", _CHILD, json.dumps(sys.path), given], stdout=subprocess.PIPE, encoding="utf-8"
     )
-    assert child.returncode == 0, f"the process that loads {given} ended with status {child.returncode}"
-    found = json.loads(child.stdout.splitlines()[-1])
+    said = child.stdout.split("\n")
+    last = next((line for line in reversed(said) if line), "")
+    try:
+        found = json.loads(last) if child.returncode == 0 else None
+    except ValueError:
+        found = None
     if isinstance(found, str):
         raise DataError(found)
+    if found is None:
+        saying = f" after saying {last!r}" if last else ""
+        raise DataError(
+            f"the process that loads {given} {_ending(child.returncode)}{saying}; what it wrote on standard error "
+            "stands above: mend that, and run again"
+        )
     columns, files = found
     return DatasetFiles(tuple(columns), tuple((path, rows) for path, rows in files))
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    return f"was killed ({name}){'; where memory ran out, free some' if name == 'SIGKILL' else ''}"
 
 
 def answer(given: str) -> None:
@@ -103,6 +124,10 @@ def load_dataset(given: str) -> DatasetFiles:
         import datasets
     except ImportError as error:
         raise DataError(f"reading {given} needs the package datasets; pip install datasets") from error
+    except Exception as error:  # of its own dependencies, such as another numpy than it was built for
+        raise DataError(
+            f"reading {given} needs the package datasets, which fails ({_in_short(error)}); install it again"
+        ) from error
     name, config, split = parse_dataset_name(given)
     try:
         if is_saved_dataset(name):
@@ -110,9 +135,8 @@ def load_dataset(given: str) -> DatasetFiles:
         else:
             loaded = datasets.load_dataset(name, config or None, keep_in_memory=False)
     except Exception as error:  # of many libraries, without a common base
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise DataError(
-            f"the dataset {given} cannot be loaded ({type(error).__name__}: {reason}); check the name, and that the "
+            f"the dataset {given} cannot be loaded ({_in_short(error)}); check the name, and that the "
             "Hub can be reached or, with HF_HUB_OFFLINE=1, that it is in the cache"
         ) from error
     chosen = _one_split(given, loaded, split)
@@ -124,6 +148,10 @@ def load_dataset(given: str) -> DatasetFiles:
             f"{given} is a selection of another dataset's rows; save it with flatten_indices().save_to_disk(FOLDER)"
         )
     return found
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def column_arrays(found: DatasetFiles, column: str, start: int = 0) -> Iterator[tuple[int, Iterator[Any]]]:

@@ -149,11 +149,12 @@ def _some_at(descriptor: int, file: CorpusFile, num_bytes: int, at: int) -> byte
         raise cannot_be_read(f"corpus file {file.path}", at, error) from error
 
 
-def cannot_be_read(name: str, position: int, error: OSError) -> DataError:
-    """The error for an input that fails at a byte of what is stored; `name` says what it is."""
+def cannot_be_read(name: str, place: int | str, error: OSError) -> DataError:
+    """The error for an input that fails at a byte of what is stored, or at another place; `name` says what it is."""
+    place = f"at byte {place}" if isinstance(place, int) else place
     return DataError(
-        f"{name} cannot be read at byte {position} ({error.strerror or error}); check its disk or network, run again, "
-        "or name the inputs without it"
+        f"{name} cannot be read {place} ({error.strerror or error}); check its disk or network, run again, or name the "
+        "inputs without it"
     )
 
 

@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 from megagpt.data.corpus import CorpusFile
 from megagpt.data.corpus_formats import damaged
 from megagpt.data.sources_decompress import DamagedStream, Decompressor, gzip_pieces, zstd_pieces
-from megagpt.data.sources_plain import open_stored, stored_size
+from megagpt.data.sources_plain import cannot_be_read, open_stored, stored_size
 from megagpt.data.sources_types import BOM, SIZES, Chunk, JsonLines, LongLine, Payload, Sizes
 from megagpt.errors import DataError
 
@@ -47,7 +47,7 @@ def compressed_chunks(
         job = _Job(number, spool, sizes, stream.tell, counts_lines=False)
         cutter = _Cutter(job, start, stop)
         try:
-            yield from cutter.cut(pieces(stream))
+            yield from cutter.cut(pieces(_Stored(stream, file)))
         except DamagedStream as damage:
             stored_size(stream.fileno(), file)
             yield from cutter.whole_lines()
@@ -70,7 +70,7 @@ def lines_before(file: CorpusFile, stop: int) -> int:
     """How many lines end before byte `stop` of a compressed file's content; decompresses up to there."""
     lines = position = 0
     with os.fdopen(open_stored(file), "rb", buffering=0) as stream:
-        pieces = _form(file)[1](stream)
+        pieces = _form(file)[1](_Stored(stream, file))
         while position < stop:
             piece = next(pieces)
             lines += piece.count(b"\n", 0, stop - position)
@@ -91,7 +91,23 @@ class _Part(NamedTuple):
 
     @property
     def view(self) -> memoryview:
+        """The bytes themselves."""
         return memoryview(self.piece)[self.start : self.stop]
+
+
+class _Stored:
+    """A file as decompression reads it, whose errors name it."""
+
+    def __init__(self, stream: BinaryIO, file: CorpusFile) -> None:
+        self._stream = stream
+        self._file = file
+
+    def read(self, size: int, /) -> bytes:
+        """As a file does it; DataError where the disk fails."""
+        try:
+            return self._stream.read(size)
+        except OSError as error:
+            raise cannot_be_read(f"corpus file {self._file.path}", self._stream.tell(), error) from error
 
 
 class _Counted:
@@ -102,15 +118,20 @@ class _Counted:
         self._position = 0
 
     def tell(self) -> int:
+        """How many bytes were read."""
         return self._position
 
     def pieces(self) -> Iterator[bytes]:
+        """What comes in, as it comes; DataError where it fails."""
         # Not through the buffer: a thread left waiting in it holds its lock, and Python aborts when it ends.
         raw = getattr(self._stream, "raw", None)
         read = self._stream.read1 if raw is None else raw.read  # type: ignore[attr-defined]
-        while piece := read(_INPUT_BYTES):
-            self._position += len(piece)
-            yield piece
+        try:
+            while piece := read(_INPUT_BYTES):
+                self._position += len(piece)
+                yield piece
+        except OSError as error:
+            raise cannot_be_read("standard input", self._position, error) from error
 
 
 class _Cutter:

@@ -51,6 +51,7 @@ class _LowestKeys:
         self._limit = 1 << 64  # no key from here on can be in the sample any more
 
     def offer(self, key: int, number: int, piece: str, size: int) -> None:
+        """Take the piece if its key is among the lowest so far."""
         if key >= self._limit:
             return
         heapq.heappush(self._heap, (-key, number, piece, size))
@@ -61,6 +62,7 @@ class _LowestKeys:
             self._limit = -dropped_key
 
     def pieces(self) -> list[str]:
+        """Those taken, in the order of their numbers."""
         return [piece for _, _, piece, _ in sorted(self._heap, key=lambda item: item[1])]
 
 
