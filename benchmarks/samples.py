@@ -8,7 +8,6 @@ which is random. Every contender reads as its trainer would; what each gives is 
 
 import argparse
 import json
-import resource
 import shlex
 import statistics
 import subprocess
@@ -124,6 +123,12 @@ def run_contender(name: str, prefix: Path, options: argparse.Namespace) -> dict[
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def own_megabytes() -> float:
+    """Memory of this process that no file backs."""
+    with open("/proc/self/status", encoding="ascii") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e3
+
+
 def rate(read: Callable[[int], object], calls: int, samples_a_call: int) -> float:
     """Samples a second of `calls` calls, after a few that are not counted."""
     for call in range(min(3, calls)):
@@ -148,6 +153,7 @@ def ours(options: argparse.Namespace, native: bool = True) -> dict[str, Any]:
     if native and not is_native(index_core()):
         raise SystemExit("megagpt.native._samples is not built")
     torch.set_num_threads(1)
+    before = own_megabytes()
     started = time.perf_counter()
     dataset = IndexedDataset(options.prefix)
     opened = time.perf_counter()
@@ -172,7 +178,7 @@ def ours(options: argparse.Namespace, native: bool = True) -> dict[str, Any]:
             lambda n: samples.tokens_of_many(np.arange(n * BATCH, (n + 1) * BATCH)), count, BATCH
         ),
         "batches_per_second": rate(lambda n: stream.micro_batches(steps[n]), count, BATCH),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "own_mb": own_megabytes() - before,
     }
 
 
@@ -190,6 +196,7 @@ def mcore(options: argparse.Namespace) -> dict[str, Any]:
         vocab_size, eod, unique_identifiers = 32_000, EOD, {"class": "none"}
 
     torch.set_num_threads(1)
+    before = own_megabytes()
     with tempfile.TemporaryDirectory() as cache:
         config = GPTDatasetConfig(
             random_seed=1234,
@@ -221,7 +228,7 @@ def mcore(options: argparse.Namespace) -> dict[str, Any]:
         "reopen_seconds": mapped - indexed,
         "index_bytes": size,
         "batches_per_second": served,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "own_mb": own_megabytes() - before,
     }
 
 
@@ -256,17 +263,19 @@ def table(report: dict[str, Any]) -> list[str]:
     """The report in Markdown: medians, and the least and most of the rounds."""
     rounds = report["rounds"]
     size = report["dataset"]
-    machine_words = ", ".join(str(value) for value in report["machine"].values())
+    made_on, packages = report["machine"], report["versions"]
     lines = [
         f"{size['documents']:,} documents, {size['tokens']:,} tokens of 2 bytes in the page cache; samples of "
         f"{report['sequence_length']:,} tokens; one process, one thread; median (least to most) of "
         f"{len(rounds['ours'])} rounds.",
         "",
-        f"{report['date']}, commit {report['commit']}, {machine_words}; {report['versions']}",
+        f"{report['date']}, commit {report['commit']}, {made_on['cpu']}, {made_on['cores']} cores, "
+        f"{made_on['memory_gib']} GiB, {made_on['system']}; "
+        + ", ".join(f"{name} {version}" for name, version in packages.items() if version is not None),
         "",
         f"    {report['command']}",
         "",
-        "| | open | index one epoch | map a stored index | on disk | samples alone | as a trainer's batch | peak |",
+        "| | open | index an epoch | map a stored index | on disk | samples alone | as micro-batches | own memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in ("ours", "mcore", "ours in NumPy"):
@@ -275,7 +284,7 @@ def table(report: dict[str, Any]) -> list[str]:
             cells = [_seconds(runs, key) for key in ("open_seconds", "index_seconds", "reopen_seconds")]
             cells.append(f"{runs[0]['index_bytes'] / 1e6:,.2f} MB")
             cells += [_rate(runs, key) for key in ("samples_per_second", "batches_per_second")]
-            cells.append(f"{max(run['peak_mb'] for run in runs):,.0f} MB")
+            cells.append(f"{_median(runs, 'own_mb'):,.0f} MB")
             lines.append(f"| {name} | {' | '.join(cells)} |")
     limits = rounds["limit"]
     mine = _median(rounds["ours"], "samples_per_second")
