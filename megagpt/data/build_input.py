@@ -22,6 +22,7 @@ from megagpt.data.sources import (
     FileRange,
     JsonLines,
     LongLine,
+    LongText,
     Payload,
     Sizes,
     Texts,
@@ -29,9 +30,10 @@ from megagpt.data.sources import (
     place_of,
 )
 from megagpt.data.sources_datasets import is_dataset
+from megagpt.data.sources_long import LongContent
+from megagpt.data.sources_types import BOM
 from megagpt.errors import DataError
 
-_BLOCK_BYTES = 1 << 20
 _SAMPLE_PLACES = 5
 _SAMPLE_TEXTS = 24  # of each place
 _SAMPLE_CHARACTERS = 1000  # of each text
@@ -187,12 +189,9 @@ def payload_hash(payload: Payload) -> bytes:
         digest.update(np.diff(payload.offsets).tobytes())
         digest.update(repr([index for index, _ in payload.bad]).encode())
         return digest.digest()
-    with open(payload.path, "rb", buffering=0) as stream:
-        stream.seek(payload.start)
-        left = payload.stop - payload.start
-        while left and (block := stream.read(min(_BLOCK_BYTES, left))):
+    with LongContent(payload) as content:
+        for block in content.blocks():
             digest.update(block)
-            left -= len(block)
     return digest.digest()
 
 
@@ -257,7 +256,7 @@ def _sample_places(reading: Reading) -> Iterator[tuple[int, int, int | None]]:
 
 
 def _texts(payload: Payload, text_key: str) -> list[str]:
-    """A few texts of a payload, each cut to a length."""
+    """A few texts of a payload, each cut to a length; none of a long line, whose text would have to be found first."""
     found: list[str | BadDocument] = []
     if isinstance(payload, JsonLines):
         lines = payload.content[:_SAMPLE_LINES_BYTES].split(b"\n")[:_SAMPLE_TEXTS]
@@ -269,6 +268,11 @@ def _texts(payload: Payload, text_key: str) -> list[str]:
             if index not in bad:
                 part = bytes(payload.data[start : min(stop, start + 4 * _SAMPLE_CHARACTERS)])
                 found.append(part.decode("utf-8", "ignore"))
+    elif isinstance(payload, LongText):
+        with LongContent(payload) as content:
+            begin = content.read(0, _SAMPLE_LINES_BYTES).removeprefix(BOM).replace(b"\r\n", b"\n")
+        text = begin.decode("utf-8", "ignore")
+        found += [text[at : at + _SAMPLE_CHARACTERS] for at in range(0, len(text), _SAMPLE_CHARACTERS)][:_SAMPLE_TEXTS]
     return [text[:_SAMPLE_CHARACTERS] for text in found if isinstance(text, str) and _is_unicode(text)]
 
 

@@ -6,29 +6,16 @@ files, so that tasks have equal work, and says file and line of what is wrong. I
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 
+from megagpt.data.build_input import remove_temporary
 from megagpt.data.corpus import STANDARD_INPUT, CorpusFile, OnError, corpus_files
 from megagpt.data.corpus_formats import BadDocument, DamagedFile
 from megagpt.data.datatrove_base import Document, DocumentsPipeline, PipelineStep
-from megagpt.data.encoded import EMPTY_TEXT, line_document
-from megagpt.data.encoders_library import plain_document, text_of
-from megagpt.data.sources import (
-    Chunk,
-    FileRange,
-    JsonLines,
-    LongLine,
-    LongText,
-    Payload,
-    Texts,
-    assign_ranges,
-    chunks,
-    place_of,
-)
+from megagpt.data.encoded import EMPTY_TEXT
+from megagpt.data.encoders_library import payload_documents
+from megagpt.data.sources import Chunk, FileRange, Payload, assign_ranges, chunks, place_of
 from megagpt.errors import DataError
-
-Found = tuple[int, str | BadDocument]  # position in the payload, and what is there
 
 
 class CorpusReader(PipelineStep):
@@ -62,14 +49,13 @@ class CorpusReader(PipelineStep):
         try:
             for chunk in chunks(file, share.file, self.text_key, share.start, share.stop, spool=spool):
                 payload = chunk.load()
-                for position, found in _texts(payload, self.text_key):
+                for position, found in payload_documents(payload, self.text_key):
                     if isinstance(found, BadDocument):
                         self._refuse(file, chunk, payload, position, found)
                         continue
                     self.stat_update("documents")
-                    yield Document(
-                        str(found), f"{file.path}@{chunk.start + position}", metadata={"file_path": file.path}
-                    )
+                    yield Document(found, f"{file.path}@{chunk.start + position}", metadata={"file_path": file.path})
+                remove_temporary(payload)
         except DamagedFile as damage:
             if self.on_error == "raise":
                 raise DataError(f"{file.path}: {damage.message}") from damage
@@ -79,32 +65,3 @@ class CorpusReader(PipelineStep):
         if self.on_error == "raise" and bad.reason != EMPTY_TEXT:
             raise DataError(f"{place_of(file, chunk, payload, position)}: {bad.message}")
         self.stat_update(f"dropped_{bad.reason}")
-
-
-def _texts(payload: Payload, text_key: str) -> Iterator[Found]:
-    match payload:
-        case JsonLines(content):
-            position = 0
-            for line in content.split(b"\n"):
-                found = line_document(line, text_key)
-                if found is not None:
-                    yield position, found
-                position += len(line) + 1
-        case Texts(data, offsets, bad):
-            problems, view, edges = dict(bad), memoryview(data), offsets.tolist()
-            for row, (start, stop) in enumerate(pairwise(edges)):
-                yield row, problems[row] if row in problems else text_of(bytes(view[start:stop]))
-        case LongLine(path, start, stop, temporary):
-            found = line_document(_read(path, start, stop), text_key)
-            if temporary:
-                path.unlink()
-            if found is not None:
-                yield 0, found
-        case LongText(path, start, stop):
-            yield plain_document(_read(path, start, stop))
-
-
-def _read(path: Path, start: int, stop: int) -> bytes:
-    with open(path, "rb") as stream:
-        stream.seek(start)
-        return stream.read(stop - start)

@@ -4,12 +4,13 @@ Works for every tokenizer. A document is held in memory whole, as Python text an
 """
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
-from megagpt.data.corpus_formats import BadDocument, json_text
+from megagpt.data.corpus_formats import BadDocument
 from megagpt.data.encoded import BadAt, Encoded, line_document, usable_text
+from megagpt.data.sources_long import LongContent
 from megagpt.data.sources_types import BOM, JsonLines, LongLine, LongText, Payload, Texts
 from megagpt.tokenizer.protocol import Tokenizer
 
@@ -28,7 +29,7 @@ class LibraryEncoder:
         """See Encoder."""
         texts: list[str] = []
         bad: list[BadAt] = []
-        for position, found in self._documents(payload):
+        for position, found in payload_documents(payload, self._text_key):
             if isinstance(found, str):
                 texts.append(found)
             else:
@@ -62,33 +63,27 @@ class LibraryEncoder:
             row.append(self._tokenizer.eod_id)
         return rows
 
-    def _documents(self, payload: Payload) -> Iterator[tuple[int, str | BadDocument]]:
-        match payload:
-            case JsonLines(content):
-                yield from self._lines(content)
-            case Texts():
-                yield from _texts(payload)
-            case LongLine():
-                found = json_text(_read(payload), self._text_key)
-                yield 0, usable_text(found) if isinstance(found, str) else found
-            case LongText():
-                yield plain_document(_read(payload))
 
-    def _lines(self, content: bytes) -> Iterator[tuple[int, str | BadDocument]]:
-        position = 0
-        for raw in content.split(b"\n"):
-            found = line_document(raw, self._text_key)
+def payload_documents(payload: Payload, text_key: str) -> Iterator[tuple[int, str | BadDocument]]:
+    """The documents of a payload, each held whole, with their bytes or rows in it. Raises DataError."""
+    match payload:
+        case JsonLines(content):
+            position = 0
+            for raw in content.split(b"\n"):
+                found = line_document(raw, text_key)
+                if found is not None:
+                    yield position, found
+                position += len(raw) + 1
+        case Texts(data, offsets, bad):
+            wrong, view = dict(bad), memoryview(data)
+            for row, (start, stop) in enumerate(pairwise(offsets.tolist())):
+                yield row, wrong[row] if row in wrong else text_of(bytes(view[start:stop]))
+        case LongLine():
+            found = line_document(_whole(payload), text_key)
             if found is not None:
-                yield position, found
-            position += len(raw) + 1
-
-
-def _texts(payload: Texts) -> Iterator[tuple[int, str | BadDocument]]:
-    bad = dict(payload.bad)
-    view = memoryview(payload.data)
-    offsets = payload.offsets.tolist()
-    for row in range(len(offsets) - 1):
-        yield row, bad[row] if row in bad else text_of(bytes(view[offsets[row] : offsets[row + 1]]))
+                yield 0, found
+        case LongText():
+            yield plain_document(_whole(payload))
 
 
 def text_of(raw: bytes) -> str | BadDocument:
@@ -118,7 +113,6 @@ def plain_document(raw: bytes) -> tuple[int, str | BadDocument]:
         return error.start, found._replace(message=found.message.replace("of the text", "of the file", 1))
 
 
-def _read(payload: LongLine | LongText) -> bytes:
-    with open(payload.path, "rb") as stream:
-        stream.seek(payload.start)
-        return stream.read(payload.stop - payload.start)
+def _whole(payload: LongLine | LongText) -> bytes:
+    with LongContent(payload) as content:
+        return content.read(0, len(content))

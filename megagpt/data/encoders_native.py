@@ -1,11 +1,10 @@
 """Encoding through the native core. In: payloads. Out: Encoded, with the ids that the tokenizer's library gives.
 
-A document of any length is encoded in bounded memory: a long one is mapped and read window by window, and its ids are
-spooled. Lines that the core finds odd are judged by Python, so that errors are the same with and without the core,
-but for lines too long for memory, of which only the plain ones are read.
+A document of any length is encoded in bounded memory: a long one is read window by window, and its ids are spooled.
+Lines that the core finds odd are judged by Python, so that errors are the same with and without the core, but for lines
+too long for memory, of which only the plain ones are read.
 """
 
-import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from megagpt.data.corpus_formats import BadDocument
 from megagpt.data.encoded import EMPTY_TEXT, BadAt, Encoded, SpooledIds, line_document
 from megagpt.data.encoders_library import invalid_text, text_of
+from megagpt.data.sources_long import LongContent
 from megagpt.data.sources_types import BOM, JsonLines, LongLine, LongText, Payload, Texts
 from megagpt.native import _encoder
 
@@ -91,29 +91,29 @@ class NativeEncoder:
         return sorted(bad)
 
     def _long_line(self, payload: LongLine) -> Encoded:
-        with _mapped(payload.path, payload.start, payload.stop) as (mapped, line):
-            kind, start, stop = _encoder.find_text(line, self._key)
+        with LongContent(payload) as line:
+            with line.mapped() as mapped:
+                kind, start, stop = _encoder.find_text(mapped, self._key)
             if kind != _TEXT:
-                return self._nothing(None if kind == _BLANK else self._odd_long_line(payload))
+                is_blank = kind == _BLANK or all(block.isspace() for block in line.blocks())  # also \v and \f
+                return self._nothing(None if is_blank else self._odd_long_line(payload))
             with self._spool_file() as stream:
-                highest = self._push_json(mapped, line, start, stop, stream)
+                highest = self._push_json(line, start, stop, stream)
                 if highest is None or not self._worker.finish():
                     return self._nothing(self._odd_long_line(payload))
                 return self._spooled(stream, highest)
 
-    def _push_json(self, mapped: mmap.mmap, line: memoryview, at: int, stop: int, stream: BinaryIO) -> int | None:
+    def _push_json(self, line: LongContent, at: int, stop: int, stream: BinaryIO) -> int | None:
         """Encode the JSON string line[at:stop]; the largest id, or None where the string is wrong."""
         self._worker.begin()
         highest = -1
-        first_byte = len(mapped) - len(line)
         while at < stop:
             end = min(at + _WINDOW_BYTES, stop)
-            used = self._worker.push_json(line[at:end], end == stop)
+            used = self._worker.push_json(line.read(at, end - at), end == stop)
             if used < 0:
                 return None
             at += used
             highest = max(highest, self._write_ids(stream))
-            _forget(mapped, first_byte + at)
         return highest
 
     def _odd_long_line(self, payload: LongLine) -> BadDocument:
@@ -126,30 +126,28 @@ class NativeEncoder:
         )
 
     def _long_text(self, payload: LongText) -> Encoded:
-        with _mapped(payload.path, payload.start, payload.stop) as (mapped, content), self._spool_file() as stream:
+        with LongContent(payload) as content, self._spool_file() as stream:
             self._worker.begin()
-            at = len(BOM) if content[: len(BOM)] == BOM else 0
+            at = len(BOM) if content.read(0, len(BOM)) == BOM else 0
             if at == len(content):
                 return self._nothing(_EMPTY)
             begin, highest, rest = at, -1, b""
-            first_byte = len(mapped) - len(content)
             while at < len(content):
-                window = rest + bytes(content[at : at + _WINDOW_BYTES])
+                window = rest + content.read(at, _WINDOW_BYTES)
                 at = min(at + _WINDOW_BYTES, len(content))
                 rest = b"\r" if window.endswith(b"\r") and at < len(content) else b""  # perhaps of a CRLF
                 if not self._worker.push(window[: len(window) - len(rest)].replace(b"\r\n", b"\n")):
                     return self._wrong_text(content, begin)
                 highest = max(highest, self._write_ids(stream))
-                _forget(mapped, first_byte + at)
             if not self._worker.finish():
                 return self._wrong_text(content, begin)
             return self._spooled(stream, highest)
 
-    def _wrong_text(self, content: memoryview, begin: int) -> Encoded:
+    def _wrong_text(self, content: LongContent, begin: int) -> Encoded:
         """Says where `content` from byte `begin` on is not UTF-8."""
         at = begin
-        while True:
-            window = bytes(content[at : at + _WINDOW_BYTES])
+        while at < len(content):
+            window = content.read(at, _WINDOW_BYTES)
             try:
                 window.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -162,6 +160,7 @@ class NativeEncoder:
                 )
                 return self._nothing(BadDocument("invalid UTF-8", message), place)
             at += len(window)
+        raise content.changed()
 
     def _nothing(self, found: BadDocument | None, position: int = 0) -> Encoded:
         self._worker.take()
@@ -191,23 +190,3 @@ class NativeEncoder:
             if not stream.closed:
                 stream.close()
                 os.unlink(stream.name)
-
-
-@contextmanager
-def _mapped(path: Path, start: int, stop: int) -> Iterator[tuple[mmap.mmap, memoryview]]:
-    """Bytes [start, stop) of a file, mapped; the map begins at a page before `start` and ends at `stop`."""
-    page_start = start - start % mmap.ALLOCATIONGRANULARITY
-    with open(path, "rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), stop - page_start, access=mmap.ACCESS_READ, offset=page_start)
-    with mapped:
-        content = memoryview(mapped)[start - page_start :]
-        try:
-            yield mapped, content
-        finally:
-            content.release()
-
-
-def _forget(mapped: mmap.mmap, stop: int) -> None:
-    """Give the memory of the pages before byte `stop` of the map back; they are read again where they are needed."""
-    if pages := stop - stop % mmap.PAGESIZE:
-        mapped.madvise(mmap.MADV_DONTNEED, 0, pages)

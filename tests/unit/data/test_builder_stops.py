@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from megagpt.data import build_finish, shard_writer
+from megagpt.data.build_input import Reading, with_sample, work
+from megagpt.data.corpus import corpus_files
 from megagpt.data.indexed import IndexedDataset
 from megagpt.data.journal import Committed, Journal
+from megagpt.data.sources import Sizes, assign_ranges
 from megagpt.errors import DataError
 from megagpt.tokenizer.sentencepiece import SentencePieceTokenizer
 from tests.unit.data.builds import BAD, Builds, lines, stop_after
@@ -146,6 +149,40 @@ def test_a_disk_that_is_full_when_a_build_goes_on(builds: Builds, monkeypatch: p
             builds.build()
     assert builds.build().kept_shards >= 2
     builds.expect_same_as_fresh()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_input_that_cannot_be_read_any_more(builds: Builds, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """A disk that fails: the file, the place, and what is kept."""
+    builds.repair()
+    pread, size = os.pread, os.stat(builds.b).st_size
+    place = size - 100
+
+    def fail(file: int, num_bytes: int, at: int) -> bytes:
+        if os.fstat(file).st_size == size and num_bytes > 100 and at <= place < at + num_bytes:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(file, num_bytes, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", fail)
+        message = r"corpus file .*b.jsonl cannot be read at byte \d+ \(Input/output error\); .* shards are kept"
+        with pytest.raises(DataError, match=message):
+            builds.build(workers=workers)
+    builds.build()
+    builds.expect_same_as_fresh()
+
+
+def test_a_long_text_is_in_the_sample(builds: Builds) -> None:
+    """The native core is checked on the beginning of a long text, too."""
+    text = builds.folder / "t.txt"
+    text.write_bytes(b"\xef\xbb\xbf" + "山\r\n".encode() * 40_000)
+    files = corpus_files([str(text)])
+    shares = assign_ranges(files, 0, 1)
+    reading = Reading(files, shares, "text", "raise", builds.folder, Sizes(500, 2000))
+    items, sample = with_sample(reading, work(reading, 0, 0, 0))
+    assert [len(part) for part in sample] == [1000] * 24
+    assert "".join(sample) == "山\n" * 12_000
+    assert len(list(items)) == 1
 
 
 def test_a_journal_that_cannot_be_read(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import pytest
 from megagpt.data import datatrove_reader
 from megagpt.data.corpus import CorpusFile
 from megagpt.data.datatrove_reader import CorpusReader
-from megagpt.data.sources import LongLine, LongText, Texts
+from megagpt.data.encoders_library import payload_documents
+from megagpt.data.sources import Chunk, LongLine, LongText, Texts
 from megagpt.errors import DataError
 from tests.unit.tokenizer.toy import toy_texts
 
@@ -100,19 +101,20 @@ def test_documents_of_earlier_steps_come_first(corpus: list[str]) -> None:
     assert next(CorpusReader(corpus[1:]).run(iter([first]))) is first  # type: ignore[arg-type]
 
 
-def test_long_lines_and_rows_with_problems_are_read_too(tmp_path: Path) -> None:
+def test_long_lines_and_rows_with_problems_are_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = lines(["长" * 100])
     stored = tmp_path / "long.jsonl"
     stored.write_bytes(b"xx" + line)
     spooled = LongLine(stored, 2, 2 + len(line), temporary=True)
-    assert list(datatrove_reader._texts(spooled, "text")) == [(0, "长" * 100)]
+    monkeypatch.setattr(datatrove_reader, "chunks", lambda *_, **__: [Chunk(0, 0, len(line), 0, lambda: spooled)])
+    assert [document.text for document in CorpusReader([str(stored)]).run()] == ["长" * 100]
     assert not stored.exists()
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + "甲\r\n乙".encode())
-    whole = LongText(tmp_path / "a.txt", 0, 12)
-    assert list(datatrove_reader._texts(whole, "text")) == [(0, "甲\n乙")]
+    whole = LongText(tmp_path / "a.txt", 0, 11)
+    assert list(payload_documents(whole, "text")) == [(0, "甲\n乙")]
     bad = datatrove_reader.BadDocument("null", "is null")
     rows = Texts("甲乙".encode(), np.array([0, 3, 3, 6]), ((1, bad),))
-    assert list(datatrove_reader._texts(rows, "text")) == [(0, "甲"), (1, bad), (2, "乙")]
+    assert list(payload_documents(rows, "text")) == [(0, "甲"), (1, bad), (2, "乙")]
 
 
 def test_a_file_that_changed_since_it_was_listed_is_an_error(corpus: list[str]) -> None:

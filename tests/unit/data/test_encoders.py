@@ -1,9 +1,11 @@
 """The native and the library encoder give the same documents and the same errors, and the engine chooses rightly."""
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from megagpt.data import encoders
 from megagpt.data.corpus_formats import BadDocument
 from megagpt.data.encoders import Encoded, Encoder, SpooledIds, make_engine
 from megagpt.data.sources_types import JsonLines, LongLine, LongText, Payload, Texts
+from megagpt.errors import DataError
 from megagpt.tokenizer.sentencepiece import SentencePieceTokenizer
 from tests.unit.tokenizer.toy import mixed_texts
 
@@ -138,6 +141,49 @@ def test_long_documents(toy_tokenizer: SentencePieceTokenizer, tmp_path: Path, m
         path.write_bytes(content)
         bad = _same(pair, LongText(path, 0, len(content))).bad
         assert [found.reason for found in bad] == ["invalid UTF-8" if len(content) > 3 else "empty text"]
+    assert list(tmp_path.iterdir()) == [path], "no spooled ids are left"
+
+
+@pytest.mark.parametrize("line", [b" " * 5000, b"\t\r\n", b"\x0b\x0c \n"])
+def test_a_long_blank_line_is_passed_over(toy_tokenizer: SentencePieceTokenizer, tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "long"
+    path.write_bytes(b'{"text": "a"}\n' + line)
+    found = _same(_engines(toy_tokenizer, tmp_path), LongLine(path, 14, 14 + len(line)))
+    assert (len(found.lengths), found.bad) == (0, ())
+
+
+@pytest.mark.parametrize("payload", [LongText, LongLine])
+@pytest.mark.parametrize("encoder", [0, 1])
+def test_a_long_file_that_has_become_shorter(
+    toy_tokenizer: SentencePieceTokenizer, tmp_path: Path, payload: type[LongText | LongLine], encoder: int
+) -> None:
+    path = tmp_path / "long"
+    path.write_bytes(b'{"text": "' + b"a" * 5000 + b'"}')
+    with pytest.raises(DataError, match=r"long has changed while it was read: it had 6000 bytes .*, 5012 now; run aga"):
+        _engines(toy_tokenizer, tmp_path)[encoder].encode(payload(path, 10, 6000))
+    assert list(tmp_path.iterdir()) == [path], "no spooled ids are left"
+
+
+@pytest.mark.parametrize("payload", [LongText, LongLine])
+def test_a_long_file_that_is_cut_while_it_is_encoded(
+    toy_tokenizer: SentencePieceTokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    payload: type[LongText | LongLine],
+) -> None:
+    native, _ = _engines(toy_tokenizer, tmp_path)
+    path = tmp_path / "long"
+    path.write_bytes(b'{"text": "' + b"a" * 50_000 + b'"}')
+    monkeypatch.setattr("megagpt.data.encoders_native._WINDOW_BYTES", 1000)
+    write_ids = native._write_ids  # type: ignore[attr-defined]
+
+    def cut(stream: BinaryIO) -> int:
+        os.truncate(path, 3000)
+        return write_ids(stream)
+
+    monkeypatch.setattr(native, "_write_ids", cut)
+    with pytest.raises(DataError, match=r"long has changed while it was read: .*, 3000 now; run again"):
+        native.encode(payload(path, 0, path.stat().st_size))
     assert list(tmp_path.iterdir()) == [path], "no spooled ids are left"
 
 
