@@ -8,6 +8,7 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 from megagpt import __version__
@@ -48,8 +49,13 @@ COMMANDS: dict[str, Command] = {
 def main(argv: list[str] | None = None) -> int:
     """Run `megagpt ARGV...` (default: the process's arguments) and return its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
+    return status_of(lambda: dispatch(arguments))
+
+
+def status_of(run: Callable[[], int]) -> int:
+    """The exit status of a command that `run` is; a user's error is printed, in a line for each problem."""
     try:
-        status = dispatch(arguments)
+        status = run()
         sys.stdout.flush()
         return status
     except (MegagptError, PermissionError) as raised:

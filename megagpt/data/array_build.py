@@ -6,7 +6,7 @@ with the same options. Knows nothing of SLURM.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,15 @@ def part_is_done(output: str, request: ArrayRequest, overwrite: bool) -> bool:
     return False
 
 
-def merge_array(output: str, num_tasks: int, overwrite: bool, workers: int) -> list[str]:
+def merge_array(output: str, request: ArrayRequest, overwrite: bool, workers: int) -> list[str]:
     """Join the parts of all tasks into `output`, check its hashes, and remove the parts; a report in words.
 
-    May be stopped and run again at any time. Raises DataError where a part is missing.
+    `request`: that of any task. May be stopped and run again at any time. Raises DataError where a part is missing, or
+    was made from other input or with other options.
     """
-    parts = [task_output(output, task, num_tasks) for task in range(num_tasks)]
+    parts = [task_output(output, task, request.num_tasks) for task in range(request.num_tasks)]
+    if not Path(f"{output}.merged").exists():
+        _check_requests(parts, request)
     if parts == [output]:
         _record(output).unlink(missing_ok=True)
         return [f"dataset        {output}.bin, .idx, .json, by one task: there is nothing to merge"]
@@ -94,6 +97,26 @@ def merge_array(output: str, num_tasks: int, overwrite: bool, workers: int) -> l
 
 def _record(part: str) -> Path:
     return Path(f"{part}.request")
+
+
+def _check_requests(parts: Sequence[str], request: ArrayRequest) -> None:
+    """Every part that is there is what the arguments ask for, and so all are of one build."""
+    others: dict[int, str] = {}
+    for task, part in enumerate(parts):
+        record = _record(part)
+        if not record.exists() and (len(parts) == 1 or not dataset_files(part)[2].exists()):
+            continue  # a part that is missing is named when the parts are opened; one task's is the dataset
+        before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        if before != (now := replace(request, task=task).to_json()):
+            others[task] = f"{part} was built {_difference(before, now)} than array-merge is given"
+    if len(others) == len(parts):
+        raise DataError(f"{others[0]}, and so were all parts; give array-merge what the tasks were given")
+    if others:
+        numbers = ", ".join(map(str, others))
+        raise DataError(
+            f"{next(iter(others.values()))}, but not all parts were; run the tasks that differ ({numbers}) again with "
+            "--overwrite, or give array-merge what they were given"
+        )
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -7,8 +7,10 @@ classical verse stay (docs/cleaning.md says what they removed there); their effe
 import re
 import string
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,11 +21,13 @@ Form = Literal["NFC", "NFKC"]
 # Letters and digits in full width (U+FF21 Ａ) take their ASCII form; full-width punctuation is Chinese, and stays.
 _SPACES = "\t\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 _LINE_ENDS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-_UNIFORM: dict[int, int | str] = {
-    **{ord("！") + code - ord("!"): code for code in map(ord, string.ascii_letters + string.digits)},
-    **dict.fromkeys(map(ord, _SPACES), " "),
-    **dict.fromkeys(map(ord, _LINE_ENDS), "\n"),
-}
+_UNIFORM: Mapping[int, int | str] = MappingProxyType(
+    {
+        **{ord("！") + code - ord("!"): code for code in map(ord, string.ascii_letters + string.digits)},
+        **dict.fromkeys(map(ord, _SPACES), " "),
+        **dict.fromkeys(map(ord, _LINE_ENDS), "\n"),
+    }
+)
 # What no reader sees: control and format characters, selectors of a glyph's variant, private use, noncharacters, and
 # U+FFFD. A joiner before an emoji stays.
 _INVISIBLE = re.compile(

@@ -25,9 +25,10 @@ def run_task(args: argparse.Namespace) -> int:
 
 def run_merge(args: argparse.Namespace) -> int:
     """Join the parts of all tasks, and remove them."""
-    from megagpt.data.array_build import merge_array
+    from megagpt.data.array_build import array_request, merge_array
 
-    print("\n".join(merge_array(args.output, args.num_tasks, args.overwrite, args.workers)))
+    request = array_request(args.inputs, args.tokenizer, args.text_key, args.on_error, 0, args.num_tasks)
+    print("\n".join(merge_array(args.output, request, args.overwrite, args.workers)))
     return 0
 
 
@@ -39,8 +40,8 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             run_task,
         ),
         "array-merge": Verb(
-            "Join the parts of all tasks (arguments of build) into the dataset, and remove them.",
-            cli_build.add_arguments,
+            "Join the parts of all tasks (the arguments that say what was built) into the dataset, and remove them.",
+            cli_build.add_dataset_arguments,
             run_merge,
         ),
     }

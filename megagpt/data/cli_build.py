@@ -1,24 +1,30 @@
 """The verb `build` of the data commands. In: parsed arguments. Out: a dataset, and a report on standard output."""
 
 import argparse
-import os
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from megagpt.data.builder import BuildProgress, build_dataset
-from megagpt.data.tool import Verb, add_corpus_arguments, positive_int, progress_bar
+from megagpt.data.tool import Verb, add_corpus_arguments, positive_int, progress_bar, usable_cpus
 from megagpt.tokenizer import load_tokenizer
 
 INTERRUPTED = 130
 
 
-def usable_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `build`."""
+    add_dataset_arguments(parser)
+    parser.add_argument(
+        "--restart", action="store_true", help="forget what a build that was stopped has committed, and start over"
+    )
+    parser.add_argument("--task", type=int, default=0, metavar="I", help="build only share I (from 0) of the input")
+    parser.add_argument(
+        "--no-native", action="store_true", help="encode with the tokenizer's own library, not the native encoder"
+    )
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """What all tasks of a build have in common, and the number of threads."""
     add_corpus_arguments(parser)
     parser.add_argument("--output", required=True, metavar="PREFIX", help="dataset to write: PREFIX.bin, .idx, .json")
     parser.add_argument(
@@ -29,18 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that exists")
     parser.add_argument(
-        "--restart", action="store_true", help="forget what a build that was stopped has committed, and start over"
-    )
-    parser.add_argument("--task", type=int, default=0, metavar="I", help="build only share I (from 0) of the input")
-    parser.add_argument(
         "--num-tasks",
         type=positive_int,
         default=1,
         metavar="N",
         help="number of shares; share I is written to PREFIX.task-I-of-N, and `merge` joins them",
-    )
-    parser.add_argument(
-        "--no-native", action="store_true", help="encode with the tokenizer's own library, not the native encoder"
     )
 
 

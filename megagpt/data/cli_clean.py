@@ -7,14 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from megagpt.data.chinese_text import Rules
 from megagpt.data.tool import Verb, add_corpus_arguments, positive_int
 from megagpt.errors import DataError
 
 if TYPE_CHECKING:
     from megagpt.data.recipe_chinese import CleanSettings
-
-_MIN_CHARACTERS = 20
-_MIN_HAN = 0.3
 
 
 def share(text: str) -> float:
@@ -50,9 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--form", choices=("NFC", "NFKC"), default="NFC", help="normal form; NFKC makes Chinese punctuation ASCII too"
     )
     parser.add_argument("--simplified", action="store_true", help="traditional to simplified characters (needs opencc)")
-    parser.add_argument("--min-characters", type=int, default=_MIN_CHARACTERS, metavar="N", help="shortest document")
     parser.add_argument(
-        "--min-han", type=share, default=_MIN_HAN, metavar="SHARE", help="least share of Han characters in the letters"
+        "--min-characters", type=int, default=Rules.min_characters, metavar="N", help="shortest document"
+    )
+    parser.add_argument(
+        "--min-han",
+        type=share,
+        default=Rules.min_han,
+        metavar="SHARE",
+        help="least share of Han characters in the letters",
     )
     parser.add_argument("--bad-words", metavar="FILE", help="a word a line; a document with any of them is left out")
     parser.add_argument("--keep-removed", action="store_true", help="keep what was removed in FOLDER/removed, as JSONL")
@@ -94,7 +98,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> "CleanSettings":
-    from megagpt.data.chinese_text import Rules
     from megagpt.data.recipe_chinese import CleanSettings
     from megagpt.data.recipe_plan import planned_tasks
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from megagpt.data.tool import Verb, positive_int, progress_bar
+from megagpt.data.tool import Verb, positive_int, progress_bar, usable_cpus
 
 _MOST_WORKERS = 8
 
@@ -136,11 +136,10 @@ def _natural(text: str) -> int:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    processors = len(os.sched_getaffinity(0))
     parser.add_argument(
         "--workers",
         type=positive_int,
-        default=min(processors, _MOST_WORKERS),
+        default=min(usable_cpus(), _MOST_WORKERS),
         metavar="N",
         help=f"threads of --verify (default: one a processor, at most {_MOST_WORKERS})",
     )

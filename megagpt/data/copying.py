@@ -11,7 +11,7 @@ from megagpt.errors import DataError
 _CALL_BYTES = 64 << 20  # one call's share: what a progress bar waits for
 _READ_BYTES = 8 << 20
 # What a system or file system answers that cannot copy so.
-_UNSUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+_UNSUPPORTED = frozenset((errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM))
 
 
 class CopyWay(NamedTuple):

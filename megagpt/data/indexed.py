@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +26,9 @@ from megagpt.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
-_DTYPE_OF_CODE = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats: no token ids
-CODE_OF_DTYPE = {np.dtype(name): code for code, name in _DTYPE_OF_CODE.items()}
+# 6 and 7 are floats: no token ids.
+_DTYPE_OF_CODE = MappingProxyType({1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"})
+CODE_OF_DTYPE = MappingProxyType({np.dtype(name): code for code, name in _DTYPE_OF_CODE.items()})
 _SCAN_TOKENS = 1 << 22
 _SCAN_ENTRIES = 1 << 17  # of an index, at a time: they stay in the cache
 

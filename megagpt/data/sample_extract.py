@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -80,16 +81,18 @@ _MODERN_SELECTIONS = (
     "intro.json",
 )
 # Folder -> (title key, text key); the author key is the same everywhere.
-_POEM_FOLDERS = {
-    "quantangshi": ("title", "paragraphs"),
-    "songci": ("rhythmic", "paragraphs"),
-    "yuanqu": ("title", "paragraphs"),
-    "wudaishici": ("title", "paragraphs"),
-    "shijing": ("title", "content"),
-    "chuci": ("title", "content"),
-    "caocaoshiji": ("title", "paragraphs"),
-    "nalanxingde": ("title", "para"),
-}
+_POEM_FOLDERS = MappingProxyType(
+    {
+        "quantangshi": ("title", "paragraphs"),
+        "songci": ("rhythmic", "paragraphs"),
+        "yuanqu": ("title", "paragraphs"),
+        "wudaishici": ("title", "paragraphs"),
+        "shijing": ("title", "content"),
+        "chuci": ("title", "content"),
+        "caocaoshiji": ("title", "paragraphs"),
+        "nalanxingde": ("title", "para"),
+    }
+)
 _PROSE_FOLDERS = ("lunyu", "sishuwujing", "mengxue")
 
 

@@ -1,13 +1,14 @@
 """Ids as a person reads them. In: a tokenizer, ids. Out: short texts. Knows nothing of where they are shown."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from numpy.typing import NDArray
 
 from megagpt.tokenizer.protocol import END_OF_DOCUMENT, Tokenizer
 
 UNFINISHED = "\ufffd"  # what decoders give for bytes that are not (yet) a character
-_NAMES = {" ": "␣", "\n": "⏎", "\t": "⇥", "\u3000": "␣(wide)", "\u00a0": "␣(no-break)"}
+_NAMES = MappingProxyType({" ": "␣", "\n": "⏎", "\t": "⇥", "\u3000": "␣(wide)", "\u00a0": "␣(no-break)"})
 
 
 def token_text(tokenizer: Tokenizer, token_id: int, context: int) -> str:

@@ -4,12 +4,14 @@ The entry points in data_tools/ and the `megagpt` command run the same verbs.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from megagpt.errors import MegagptError
+from megagpt.cli import status_of
+from megagpt.errors import DataError
 
 
 class Verb(NamedTuple):
@@ -21,16 +23,12 @@ class Verb(NamedTuple):
 
 
 def run_tool(verb: Verb, argv: Sequence[str] | None = None) -> int:
-    """Parse `argv` (default: the command line) and run `verb`; a user's error is printed and gives status 2."""
+    """Parse `argv` (default: the command line) and run `verb`; the exit status, as of the `megagpt` command."""
     parser = argparse.ArgumentParser(
         description=verb.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     verb.add_arguments(parser)
-    try:
-        return verb.run(parser.parse_args(argv))
-    except MegagptError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(lambda: verb.run(parser.parse_args(argv)))
 
 
 def positive_int(text: str) -> int:
@@ -39,6 +37,20 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} must be at least 1")
     return value
+
+
+def unicode_text(text: str) -> str:
+    """An argparse type: text, not bytes of another encoding, as which a shell may hand an argument over."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"the argument {text!a} is not UTF-8; give it in UTF-8, perhaps in another locale") from error
+    return text
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +62,9 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         help="corpus: files (.jsonl, .jsonl.gz, .jsonl.zst, .json.gz, .json.zst, .txt, .parquet), folders, globs, - "
         "for JSONL on stdin, or hf:NAME[:CONFIG[:SPLIT]] for a Hugging Face dataset",
     )
-    parser.add_argument("--text-key", default="text", help="key or column of the text in JSONL and parquet")
+    parser.add_argument(
+        "--text-key", type=unicode_text, default="text", help="key or column of the text in JSONL and parquet"
+    )
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip"),

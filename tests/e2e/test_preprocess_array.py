@@ -143,6 +143,14 @@ def test_tasks_one_of_them_killed_and_a_merge_are_the_single_build(cluster: Clus
     assert sorted(path.name for path in (cluster.folder / "out").iterdir()) == ["data.bin", "data.idx", "data.json"]
 
 
+def test_the_merge_is_not_given_how_tasks_build(cluster: Cluster) -> None:
+    cluster.run(cluster.task(0, "--no-native", "--on-error", "skip", "--restart", num_tasks=1))
+    arguments = (cluster.folder / "sbatch.arguments").read_text().splitlines()
+    merge = arguments[arguments.index("launch/preprocess.slurm") + 1 :]
+    assert merge == ["--merge", "1", *cluster.inputs, *cluster.build_options(), "--on-error", "skip"]
+    assert "there is nothing to merge" in cluster.run(cluster.start(*merge))
+
+
 def test_the_merge_is_submitted_once_and_by_the_first_task(cluster: Cluster) -> None:
     cluster.run(cluster.task(1))
     assert not (cluster.folder / "sbatch.arguments").exists()
