@@ -20,9 +20,9 @@ Found = tuple[int, str | BadDocument, bool]  # lines before it in the payload; w
 
 _WINDOW_BYTES = 1 << 18
 _PAIR_BYTES = 12  # a character that is written as two escapes, the longest thing that a part must not cut
-_QUOTE, _COLON, _OPENING = ord('"'), ord(":"), b"{["
+_QUOTE, _BACKSLASH, _COLON, _OPENING = ord('"'), ord("\\"), ord(":"), b"{["
 _MARK = re.compile(rb'["{}\[\]]')
-_STRING_MARK = re.compile(rb'["\\]')
+_QUOTE_MARK = re.compile(rb'"')
 _NO_SPACE = re.compile(rb"[^ \t\n\r\v\f]")
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|[^u])", re.DOTALL)
 _HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]..", re.DOTALL)
@@ -101,7 +101,8 @@ class _Bytes:
 
     def _look_at(self, at: int) -> None:
         if not self._at <= at < self._at + len(self._window):
-            self._at, self._window = at, self.read(at, at + _WINDOW_BYTES)
+            start = at if at >= self._at else max(self.start, at - _WINDOW_BYTES // 2)  # backwards: more may be wanted
+            self._at, self._window = start, self.read(start, start + _WINDOW_BYTES)
 
 
 @contextmanager
@@ -166,11 +167,17 @@ def _text_span(line: _Bytes, text_key: str) -> tuple[int, int]:
     return start, stop
 
 
-def _string_end(line: _Bytes, at: int) -> int:
-    """Where the closing quote of the string is that `at` is in; the end where there is none."""
-    while (at := line.find(_STRING_MARK, at)) < line.stop and line.byte(at) != _QUOTE:
-        at += 2
-    return min(at, line.stop)
+def _string_end(line: _Bytes, start: int) -> int:
+    """Where the closing quote of the string is that begins at `start`; the end where there is none."""
+    at = start
+    while (at := line.find(_QUOTE_MARK, at)) < line.stop:
+        first = at
+        while first > start and line.byte(first - 1) == _BACKSLASH:
+            first -= 1
+        if (at - first) % 2 == 0:
+            return at
+        at += 1
+    return line.stop
 
 
 def _string_value(line: _Bytes, at: int) -> int | None:

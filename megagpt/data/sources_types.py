@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from megagpt.data.corpus_formats import BadDocument
 
 CHUNK_BYTES = 2 << 20
-LONG_LINE_BYTES = 16 << 20
+LONG_LINE_BYTES = 8 << 20
 BOM = b"\xef\xbb\xbf"
 
 
