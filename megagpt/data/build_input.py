@@ -14,7 +14,9 @@ import xxhash
 
 from megagpt.data.corpus import STANDARD_INPUT, CorpusFile, OnError
 from megagpt.data.corpus_formats import BadDocument, json_text
-from megagpt.data.encoded import EMPTY_TEXT, Encoder
+from megagpt.data.encoded import EMPTY_TEXT, Encoded, Encoder
+from megagpt.data.encoders_library import payload_documents
+from megagpt.data.indexed_writer import MAX_DOCUMENT_TOKENS, too_long
 from megagpt.data.shard_writer import Piece
 from megagpt.data.sources import (
     Chunk,
@@ -118,7 +120,11 @@ class Encoding:
         self._known = known_reasons
 
     def __call__(self, task: Work) -> Piece:
-        """Read and encode. Raises DataError for the first document that cannot be read (`on_error="raise"`)."""
+        """Read and encode.
+
+        Raises DataError for the first document that cannot be read (`on_error="raise"`), and for one that
+        has too many tokens for the format.
+        """
         if task.chunk is None:
             assert task.damage is not None, task
             return self._damaged(task, task.damaged_at, task.damage)
@@ -130,6 +136,8 @@ class Encoding:
         input_hash = payload_hash(payload)  # before encoding, which removes temporary files
         encoded = self._encoder.encode(payload)
         remove_temporary(payload)
+        if len(encoded.lengths) and int(encoded.lengths.max()) > MAX_DOCUMENT_TOKENS:
+            raise self._too_long(chunk, payload, encoded)
         skipped: Counter[str] = Counter()
         first: dict[str, str] = {}
         for bad in encoded.bad:
@@ -152,6 +160,15 @@ class Encoding:
             skipped=skipped,
             first_skipped=first,
         )
+
+    def _too_long(self, chunk: Chunk, payload: Payload, encoded: Encoded) -> DataError:
+        number, position = int(encoded.lengths.argmax()), 0
+        if isinstance(payload, JsonLines | Texts):  # others are one document
+            documents = payload_documents(payload, self._reading.text_key)
+            good = (position for position, found in documents if isinstance(found, str))
+            position = next(islice(good, number, None))
+        place = place_of(self._reading.files[chunk.file], chunk, payload, position)
+        return too_long(f"{place}: the document", int(encoded.lengths[number]))
 
     def _damaged(self, task: Work, position: int, damage: DamagedFile) -> Piece:
         message = f"{place_name(self._reading.file(task.source))}: {damage.message}"

@@ -52,11 +52,10 @@ def write_document_index(stream: BinaryIO, dtype: np.dtype, lengths: int, num_do
     write_index(stream, dtype, part)
 
 
-def too_long(document: int, num_tokens: int) -> DataError:
-    """The error for a document that the format cannot hold."""
+def too_long(document: str, num_tokens: int) -> DataError:
+    """The error for a document that the format cannot hold; `document` says which."""
     return DataError(
-        f"document {document} has {num_tokens} tokens; Megatron's format holds {MAX_DOCUMENT_TOKENS} in a document: "
-        "split it"
+        f"{document} has {num_tokens} tokens; Megatron's format holds {MAX_DOCUMENT_TOKENS} in a document: split it"
     )
 
 
@@ -94,7 +93,7 @@ class IndexedWriter:
         counts = np.asarray(lengths, dtype=np.int64)
         assert counts.sum() == len(ids), (counts.sum(), len(ids))
         if counts.max() > MAX_DOCUMENT_TOKENS:
-            raise too_long(self.num_documents + int(counts.argmax()), int(counts.max()))
+            raise too_long(f"document {self.num_documents + int(counts.argmax())}", int(counts.max()))
         lowest, highest = int(ids.min()), int(ids.max())
         assert 0 <= lowest <= highest <= np.iinfo(self.dtype).max, (lowest, highest, self.dtype)
         self._output.bin.write(ids.astype(self.dtype).tobytes())

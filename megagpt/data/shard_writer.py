@@ -17,7 +17,7 @@ import xxhash
 
 from megagpt.data.encoded import Encoded, SpooledIds
 from megagpt.data.indexed import dataset_files
-from megagpt.data.indexed_writer import LENGTH_BYTES, MAX_DOCUMENT_TOKENS, too_long
+from megagpt.data.indexed_writer import LENGTH_BYTES
 from megagpt.data.journal import Committed, Journal, Part, lock_exclusively
 from megagpt.data.sidecar import Shard
 from megagpt.errors import DataError
@@ -115,7 +115,7 @@ class ShardWriter:
         return Done(self._num_documents, self._num_tokens, self._stored_bytes_read)
 
     def append(self, piece: Piece) -> None:
-        """Write the next chunk. Raises OSError where the disk is full, DataError for a document too long."""
+        """Write the next chunk. Raises OSError where the disk is full."""
         self._recorder.check()
         if piece.source == self._damaged_source:
             return  # read ahead, of a source whose rest is left out
@@ -144,8 +144,6 @@ class ShardWriter:
     def _write(self, encoded: Encoded) -> None:
         lengths = encoded.lengths
         num_tokens = int(lengths.sum())
-        if len(lengths) and int(lengths.max()) > MAX_DOCUMENT_TOKENS:
-            raise too_long(self._num_documents + int(np.argmax(lengths)), int(lengths.max()))
         shard = self._shard
         if isinstance(encoded.ids, SpooledIds):
             num_bytes = encoded.ids.num_bytes

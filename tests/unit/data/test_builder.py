@@ -188,6 +188,24 @@ def test_a_full_disk(
     assert "already there  32 documents in 1 shard, from before" in report.lines()
 
 
+@pytest.mark.parametrize("sizes", [Sizes(), Sizes(40, 40)])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_document_with_too_many_tokens(
+    tmp_path: Path,
+    toy_tokenizer: SentencePieceTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: Sizes,
+    native: bool,
+) -> None:
+    """Megatron's lengths are int32; the line is named, in a chunk with others and where it is a long one."""
+    texts = ["a", "", "a", "long " * 100, "a"]
+    (tmp_path / "c.jsonl").write_text("\n" + "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    monkeypatch.setattr("megagpt.data.build_input.MAX_DOCUMENT_TOKENS", 50)
+    message = r"c.jsonl:5: the document has \d{3} tokens; Megatron's format holds .*: split it"
+    with pytest.raises(DataError, match=message):
+        build_dataset([str(tmp_path / "c.jsonl")], tmp_path / "d", toy_tokenizer, sizes=sizes, native=native)
+
+
 def test_what_a_full_disk_would_need() -> None:
     """Ten million tokens from half of the input fit, so forty MB are needed."""
     message = str(disk_full("d", Written(0, 20_000_000), 500, 1000, "; 5 documents are kept"))
@@ -266,3 +284,24 @@ def test_the_data_side_never_imports_torch() -> None:
     program = "import sys, megagpt.data.cli, megagpt.tokenizer.cli, megagpt.data.samples, megagpt.data.check\n"
     program += "import megagpt.data.entropy\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_memory_of_a_build_of_one_line(tmp_path: Path, toy_tokenizer: SentencePieceTokenizer) -> None:
+    """A document of 60 MB; the build is a process of its own."""
+    pytest.importorskip("megagpt.native._encoder", reason="without the native core a document is held whole")
+    text = "".join(toy_texts(200, seed=1)).replace("\n", " ")
+    part = json.dumps(text, ensure_ascii=False)[1:-1].encode()
+    with open(tmp_path / "c.jsonl", "wb") as stream:
+        stream.write(b'{"text": "' + part * (60_000_000 // len(part) + 1) + b'"}\n{"text": "short"}\n')
+    program = (
+        "import re, sys\n"
+        "from megagpt.cli import main\n"
+        "assert main(['data', 'build', *sys.argv[1:]]) == 0\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "c.jsonl"), "--output", str(tmp_path / "d")]
+    command += ["--tokenizer", toy_tokenizer.path, "--workers", "2"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "documents      2\n" in done.stdout
+    assert "encoder        native" in done.stdout
+    assert int(done.stderr.split()[-1]) / 1024 < 200, "MiB"  # measured: 55; 1257 without the native core
