@@ -127,6 +127,8 @@ def _check_name(path: str) -> None:
     """Raises DataError where the name does not say what kind of corpus it is; pipes and devices go through."""
     if path.endswith(FORMATS) or (os.path.exists(path) and not os.path.isfile(path)):
         return
+    if path.startswith(("/dev/", "/proc/")):
+        raise DataError(f"{path} has no name that says what it is; for JSON lines on standard input write -")
     if path.endswith(".json"):
         raise DataError(
             f"cannot tell what kind of corpus {path} is: a .json file may be one value; where each line is an object, "

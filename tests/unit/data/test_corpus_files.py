@@ -63,6 +63,11 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
             corpus_files([str(given)])
     with pytest.raises(DataError, match=message.format("/dev/null", "device")):
         corpus_files(["/dev/null"])
+    with (
+        open(__file__) as stream,
+        pytest.raises(DataError, match=r"^/dev/fd/\d+ has no name .*on standard input write -$"),
+    ):
+        corpus_files([f"/dev/fd/{stream.fileno()}"])
     read_end, write_end = os.pipe()
     try:
         with pytest.raises(DataError, match=message.format(rf"/dev/fd/{read_end}", "pipe")):
