@@ -1,4 +1,4 @@
-"""Which documents are for training, validation and test. In: a number of documents and shares. Out: document numbers.
+"""Which documents are for training, validation and test. In: document numbers and shares. Out: which are in a split.
 
 A document's split depends on its number and the shares alone: not on the seed of a run, nor on how many documents
 there are, so a longer dataset with the same beginning keeps every document where it was.
@@ -19,33 +19,11 @@ PLACES = 1 << 53  # what document_place is below: as many as a float's digits ca
 _CHUNK_DOCUMENTS = 1 << 16
 
 
-def documents_of_split(num_documents: int, shares: tuple[float, float, float], split: Split) -> NDArray[np.int64]:
-    """Numbers of the documents in `split`, rising.
-
-    Document i belongs to the first split whose cumulative share exceeds u(i) = splitmix64(constant, i) / 2^64.
-    Raises DataError where the shares are wrong, `split` has no share, or a share above 0 gets no document.
-    """
-    ends = _cumulative(shares)
-    chosen = SPLITS.index(split)
-    if shares[chosen] == 0:
-        raise _no_share(shares, split)
-    numbers: list[NDArray[np.int64]] = []
-    counts = np.zeros(len(SPLITS), dtype=np.int64)
-    for start in range(0, num_documents, _CHUNK_DOCUMENTS):
-        documents = np.arange(start, min(start + _CHUNK_DOCUMENTS, num_documents), dtype=np.int64)
-        splits = np.searchsorted(ends, document_position(documents), side="right")
-        counts += np.bincount(splits, minlength=len(SPLITS))
-        numbers.append(documents[splits == chosen])
-    for name, share, count in zip(SPLITS, shares, counts, strict=True):
-        if share > 0 and count == 0:
-            raise no_documents(shares, name, num_documents)
-    return np.concatenate(numbers)
-
-
 def split_bounds(shares: tuple[float, float, float], split: Split) -> tuple[int, int]:
-    """(low, high): document i is in `split` where low <= document_place(i) < high. The same split, in whole numbers.
+    """(low, high): document i is in `split` where low <= document_place(i) < high.
 
-    Raises DataError where the shares are wrong or `split` has no share.
+    So it is in the first split whose cumulative share exceeds u(i) = document_place(i) / 2^53. Raises DataError where
+    the shares are wrong or `split` has no share.
     """
     ends = [math.ceil(end * PLACES) for end in _cumulative(shares)]
     chosen = SPLITS.index(split)
@@ -64,13 +42,8 @@ def has_documents(num_documents: int, shares: tuple[float, float, float], split:
     return False
 
 
-def document_position(documents: NDArray[np.int64]) -> NDArray[np.float64]:
-    """u(i): a number in [0, 1) for each document number, spread evenly."""
-    return document_place(documents).astype(np.float64) / PLACES
-
-
 def document_place(documents: NDArray[np.int64]) -> NDArray[np.int64]:
-    """u(i) * 2^53 for each document number: splitmix64 (Steele 2014), its upper 53 bits."""
+    """A number in 0 … 2^53 - 1 for each document number, spread evenly: splitmix64 (Steele 2014), its upper 53 bits."""
     with np.errstate(over="ignore"):
         x = np.uint64(_STREAM) + (documents.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""The order of index_order.py by a plain reading of its definition, in Python's own whole numbers; and back."""
+"""Orders and splits by a plain reading of their definitions, in Python's own whole numbers."""
 
 import struct
 
@@ -37,3 +37,24 @@ def place_of(key: bytes, count: int, thing: int) -> int:
             thing = (thing * pow(multiply, -1, 2**bits) - add) % 2**bits
         if thing < count:
             return thing
+
+
+def plain_split(count: int, shares: tuple[float, float, float], split: str) -> list[int]:
+    """Numbers of the documents in a split: the first whose cumulative share exceeds the document's place in [0, 1)."""
+    names = ("train", "valid", "test")
+    members = []
+    for number in range(count):
+        place = (splitmix64(number) >> 11) / 2**53
+        ends = [sum(shares[: end + 1]) if any(shares[end + 1 :]) else 1.0 for end in range(3)]
+        if names[next(index for index, end in enumerate(ends) if place < end)] == split:
+            members.append(number)
+    return members
+
+
+def splitmix64(number: int) -> int:
+    """Plain integers, from the published algorithm."""
+    mask = 2**64 - 1
+    x = (0x6D65676167707431 + (number + 1) * 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)

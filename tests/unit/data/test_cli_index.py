@@ -9,12 +9,12 @@ import pytest
 from megagpt.config_file import load_config
 from megagpt.data.cli_index import VERBS
 from megagpt.data.indexed import IndexedDataset
-from megagpt.data.splits import documents_of_split
 from megagpt.data.tool import run_tool
 from megagpt.plan import make_plan
 from megagpt.tokenizer import load_tokenizer
 from megagpt.training.data import describe_data, prepare_data
 from tests.parallel.runs import make_data, run_arguments
+from tests.unit.data.orders import plain_split
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SPLIT = "0.9,0.1,0.0"
@@ -47,7 +47,7 @@ def test_a_datasets_index_is_found_by_training(folder: Path, capsys: pytest.Capt
     said = index(capsys, f"{folder}/corpus", "--split", SPLIT, "--always", "--epochs", "2")
     assert indexes(folder) == ["train-0", "train-1", "valid-0"]
     assert said.count("built in") == 3
-    num_documents = len(documents_of_split(IndexedDataset(folder / "corpus").num_documents, (0.9, 0.1, 0.0), "train"))
+    num_documents = len(plain_split(len(IndexedDataset(folder / "corpus")), (0.9, 0.1, 0.0), "train"))
     assert f"{folder}/corpus: {num_documents} training documents, " in said
     assert index(capsys, f"{folder}/corpus.idx", "--split", SPLIT, "--always").count("found in") == 2
 
@@ -68,6 +68,23 @@ def test_a_runs_epochs_are_indexed(folder: Path, capsys: pytest.CaptureFixture[s
     assert f"corpus ({folder}/corpus): " in said
     said = index(capsys, f"{folder}/x.toml", "--always", "--epochs", "1", "--folder", f"{folder}/one")
     assert indexes(folder / "one") == ["train-0", "valid-0"]
+
+
+def test_a_configuration_names_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (folder / "x.toml").read_text()
+    (folder / "x.toml").write_text(text.replace("[data]\n", f'[data]\nindex_folder = "{folder}/named"\n'))
+    index(capsys, f"{folder}/x.toml", "--always", "--epochs", "1")
+    assert indexes(folder / "named") == ["train-0", "valid-0"]
+
+
+def test_where_the_native_module_is_missing_it_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer(folder / "tokenizer.model")
+    plan = make_plan(load_config(None, run_arguments(folder)), 1, tokenizer.vocab_size)
+    data = prepare_data(plan, tokenizer, None)
+    for native in (True, False):
+        monkeypatch.setattr("megagpt.training.data.is_native", lambda core, native=native: native)
+        said = any("served by NumPy, several times slower" in line for line in describe_data(data, plan))
+        assert said is not native
 
 
 def test_a_small_dataset_needs_no_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ from megagpt.data.index_numpy import Documents
 from megagpt.data.index_order import order_key
 from megagpt.data.indexed import HEADER, MAGIC, IndexedDataset
 from megagpt.data.samples import GROUP, SampleIndex
-from megagpt.data.splits import PLACES, SPLITS, documents_of_split, split_bounds
-from tests.unit.data.orders import plain_order, plain_place
+from megagpt.data.splits import PLACES, split_bounds
+from tests.unit.data.orders import plain_order, plain_place, plain_split
 from tests.unit.data.virtual import PRIME, VirtualTokens, virtual_documents, virtual_starts
 
 ALL = (1.0, 0.0, 0.0)
@@ -72,7 +72,7 @@ def test_native_and_numpy_agree_with_a_plain_reading(
 
     count = len(bounds) - 1
     places = plain_order(key, count) if key else list(range(count))
-    inside = set(range(count)) if shares == ALL else split_members(count, shares)
+    inside = set(plain_split(count, shares, "train"))
     order = [number for number in places if number in inside]
     epoch = np.concatenate([ids[:0], *(ids[offsets[number] : offsets[number + 1]] for number in order)])
     num_windows = max(len(epoch) - 1, 0) // length
@@ -92,24 +92,6 @@ def test_native_and_numpy_agree_with_a_plain_reading(
         name = f"{np.dtype(dtype).kind}{np.dtype(dtype).itemsize}"
         core.gather(ids, name, documents, key, starts, group, window_key, num_windows, numbers, rows, length, out)
         assert out[rows].tolist() == expected
-
-
-def split_members(count: int, shares: tuple[float, float, float]) -> set[int]:
-    """Numbers of the training documents, also where another split gets none."""
-    return set(documents_of_split(count + 4000, shares, "train").tolist()) & set(range(count))
-
-
-@pytest.mark.parametrize("shares", [(0.98, 0.01, 0.01), (0.5, 0.25, 0.25), (1 / 3, 1 / 3, 1 / 3), (0.0, 1.0, 0.0)])
-def test_whole_number_bounds_are_the_split(shares: tuple[float, float, float]) -> None:
-    given = [split for split, share in zip(SPLITS, shares, strict=True) if share]
-    ends = [bound for split in given for bound in split_bounds(shares, split)]
-    assert (ends[0], ends[-1]) == (0, PLACES)
-    assert ends[1:-1:2] == ends[2:-1:2]
-    documents = Documents(np.ones(50_000, np.int32), np.arange(50_000), None, 1, 50_000, 0, 0)
-    for split in given:
-        low, high = split_bounds(shares, split)
-        inside = index_numpy.belongs(documents._replace(low=low, high=high), np.arange(50_000))
-        assert np.array_equal(np.flatnonzero(inside), documents_of_split(50_000, shares, split))
 
 
 def test_the_native_module_refuses_what_does_not_fit(native: IndexCore) -> None:

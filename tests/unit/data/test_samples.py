@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from megagpt.data.indexed import IndexedDataset
 from megagpt.data.samples import SampleIndex
-from megagpt.data.splits import documents_of_split
 from megagpt.errors import DataError
 from tests.unit.data.datasets import EOD, numbered_dataset
-from tests.unit.data.orders import plain_order
+from tests.unit.data.orders import plain_order, plain_split
 
 ALL = (1.0, 0.0, 0.0)
 
@@ -85,7 +84,7 @@ def test_validation_goes_round_once_in_order(tmp_path: Path) -> None:
     dataset = numbered_dataset(tmp_path / "d", [6] * 60)
     shares = (0.5, 0.3, 0.2)
     valid = SampleIndex(dataset, "valid", shares, 4, seed=1)
-    tokens = np.concatenate([dataset.document(n) for n in documents_of_split(60, shares, "valid")])
+    tokens = np.concatenate([dataset.document(n) for n in plain_split(60, shares, "valid")])
     expected = [tokens[k * 4 : k * 4 + 5].tolist() for k in range((len(tokens) - 1) // 4)]
     assert [valid.tokens_of(n).tolist() for n in range(valid.samples_per_epoch)] == expected
     with pytest.raises(IndexError, match=r"sample \d+ of valid, which has \d+ in its one pass"):
