@@ -169,7 +169,9 @@ def test_interrupting_the_command(corpus: Corpus, tmp_path: Path) -> None:
     corpus_path.write_bytes(Path(corpus.inputs[0]).read_bytes() * 400)
     command = [sys.executable, "-m", "megagpt", "data", "build", str(corpus_path), "--tokenizer", corpus.tokenizer]
     command += ["--output", str(tmp_path / "d"), "--no-native"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Whoever starts the tests in the background (nohup ... &) has SIGINT ignored, and children inherit that.
+    heard = ["env", "--default-signal=INT", *command]
+    with subprocess.Popen(heard, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not os.path.exists(tmp_path / "d.journal"):
             time.sleep(0.01)
         time.sleep(0.3)

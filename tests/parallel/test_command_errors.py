@@ -137,8 +137,9 @@ def test_a_last_save_that_fails_is_said_once(folder: Path) -> None:
 def test_interrupted(folder: Path) -> None:
     """Ctrl-C: no traceback, exit status 130, and the checkpoints stay."""
     endless = ["--train.steps=100000", "--evaluation.interval_steps=0", "--checkpoint.interval_steps=10"]
+    # Whoever starts the tests in the background (nohup ... &) has SIGINT ignored, and children inherit that.
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, *command(folder, *endless)],
+        ["env", "--default-signal=INT", sys.executable, SCRIPT, *command(folder, *endless)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
