@@ -8,7 +8,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 
-from megagpt.data.corpus_formats import BadDocument
+from megagpt.data.corpus_formats import BadDocument, invalid_utf8
 from megagpt.data.encoded import BadAt, Encoded, line_document, usable_text
 from megagpt.data.sources_long import LongContent
 from megagpt.data.sources_types import BOM, JsonLines, LongLine, LongText, Payload, Texts
@@ -91,16 +91,7 @@ def text_of(raw: bytes) -> str | BadDocument:
     try:
         return usable_text(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return invalid_text(error)
-
-
-def invalid_text(error: UnicodeDecodeError) -> BadDocument:
-    """Says where a text is not UTF-8."""
-    return BadDocument(
-        "invalid UTF-8",
-        f"invalid UTF-8 at byte {error.start} of the text (0x{error.object[error.start]:02x}: {error.reason}); "
-        "convert the file to UTF-8, or use --on-error skip",
-    )
+        return invalid_utf8(error, "text")
 
 
 def plain_document(raw: bytes) -> tuple[int, str | BadDocument]:
@@ -109,8 +100,7 @@ def plain_document(raw: bytes) -> tuple[int, str | BadDocument]:
     try:
         return 0, usable_text(content.decode("utf-8").replace("\r\n", "\n"))
     except UnicodeDecodeError as error:
-        found = invalid_text(error)
-        return error.start, found._replace(message=found.message.replace("of the text", "of the file", 1))
+        return error.start, invalid_utf8(error, "file")
 
 
 def _whole(payload: LongLine | LongText) -> bytes:

@@ -14,9 +14,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from megagpt.data.corpus_formats import BadDocument
+from megagpt.data.corpus_formats import BadDocument, invalid_utf8, unreadable_long_line
 from megagpt.data.encoded import EMPTY_TEXT, BadAt, Encoded, SpooledIds, line_document
-from megagpt.data.encoders_library import invalid_text, text_of
+from megagpt.data.encoders_library import text_of
 from megagpt.data.sources_long import LongContent
 from megagpt.data.sources_types import BOM, JsonLines, LongLine, LongText, Payload, Texts
 from megagpt.native import _encoder
@@ -117,13 +117,7 @@ class NativeEncoder:
         return highest
 
     def _odd_long_line(self, payload: LongLine) -> BadDocument:
-        size = payload.stop - payload.start
-        return BadDocument(
-            "unreadable long line",
-            f"the line of {size} bytes is no JSON object with a text under {self._text_key!r} (in a "
-            "line this long the key must stand once and plainly, and no lone surrogate in the text); repair it, or use "
-            "--on-error skip",
-        )
+        return unreadable_long_line(payload.stop - payload.start, self._text_key)
 
     def _long_text(self, payload: LongText) -> Encoded:
         with LongContent(payload) as content, self._spool_file() as stream:
@@ -154,11 +148,7 @@ class NativeEncoder:
                 if error.start > len(window) - 4 and at + len(window) < len(content) and error.start > 0:
                     at += error.start  # perhaps a character cut by the window
                     continue
-                place = at - begin + error.start
-                message = invalid_text(error).message.replace(
-                    f"byte {error.start} of the text", f"byte {place} of the file", 1
-                )
-                return self._nothing(BadDocument("invalid UTF-8", message), place)
+                return self._nothing(invalid_utf8(error, "file", at - begin), at - begin + error.start)
             at += len(window)
         raise content.changed()
 
