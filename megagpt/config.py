@@ -43,8 +43,23 @@ def parse_split(value: Any) -> Any:
     return tuple(float(share) for share in value)
 
 
+def parse_stage_layers(value: Any) -> Any:
+    """Whole numbers of layers as a tuple, from a list. Raises ValueError with the fix."""
+    wanted = "must be a list with the number of layers, 1 or more, of each model chunk, such as [3, 4, 4, 3]"
+    if value is None:
+        return value
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(wanted)
+    if any(isinstance(layers, bool) or not isinstance(layers, (int, float)) or layers < 1 for layers in value):
+        raise ValueError(wanted)
+    if any(layers != int(layers) for layers in value):  # the command line reads every list as floats
+        raise ValueError(wanted)
+    return tuple(int(layers) for layers in value)
+
+
 Tokens = Annotated[int, BeforeValidator(parse_tokens)]
 Split = Annotated[tuple[float, float, float], BeforeValidator(parse_split)]
+StageLayers = Annotated[tuple[int, ...] | None, BeforeValidator(parse_stage_layers)]
 
 
 class Section(BaseModel):
@@ -192,6 +207,9 @@ class TrainSection(Section):
         default="none",
         description="activations recomputed in the backward pass: none, attention (selective) or whole layers (full)",
     )
+    recompute_every: int = Field(
+        default=1, ge=1, description="with recompute full: only layers 0, n, 2n, … are recomputed; 1: every layer"
+    )
     lr: float = Field(default=6.0e-4, gt=0, description="peak learning rate")
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="final learning rate as a share of the peak")
     lr_schedule: Literal["cosine", "linear", "constant", "wsd", "noam"] = Field(
@@ -219,7 +237,7 @@ class TrainSection(Section):
 
 
 class ParallelSection(Section):
-    """How the model and the data are spread over ranks; data parallelism takes what tensor and pipeline leave."""
+    """How the model and the data are spread over ranks; data parallelism takes what is left."""
 
     tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks; divides num_heads")
     pipeline: int = Field(default=1, ge=1, description="pipeline stages")
@@ -229,7 +247,38 @@ class ParallelSection(Section):
     sequence_parallel: bool = Field(
         default=False, description="split norms and dropout along the sequence over tensor ranks"
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage over data-parallel ranks")
+    stage_layers: StageLayers = Field(
+        default=None,
+        description="decoder layers of each model chunk, in the order in which a token passes them; unset: equally "
+        "many, or, where layers do not divide, balanced with the output head counted",
+    )
+    context: int = Field(
+        default=1,
+        ge=1,
+        description="context-parallel ranks, each with a part of every sequence; times tensor it divides num_heads",
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=1, description="DeepSpeed ZeRO stage over the data-parallel and context-parallel ranks"
+    )
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        default="none", description="where optimizer state lives and is updated: GPU memory (none), or host memory"
+    )
+    offload_parameters: Literal["none", "cpu", "nvme"] = Field(
+        default="none", description="where ZeRO 3 keeps its parameter shards: GPU memory (none), host memory, or files"
+    )
+    nvme_folder: str | None = Field(
+        default=None, min_length=1, description='folder on a local disk for offload_parameters = "nvme"'
+    )
+    check_replicas_interval_steps: int = Field(
+        default=100, ge=0, description="steps between checks that copies of weights are equal on all ranks; 0: never"
+    )
+
+
+class ClusterSection(Section):
+    """The machines that a run is meant for: what `megagpt plan` assumes where its arguments do not say."""
+
+    gpu: str | None = Field(default=None, min_length=1, description="type of GPU, such as A100-80G, H100-80G or H200")
+    num_gpus: int | None = Field(default=None, ge=1, description="number of GPUs")
 
 
 class EvaluationSection(Section):
@@ -272,6 +321,7 @@ class RunConfig(Section):
         default_factory=TrainSection, description="length, batch, precision, optimizer, learning rate"
     )
     parallel: ParallelSection = Field(default_factory=ParallelSection, description="layout over ranks")
+    cluster: ClusterSection = Field(default_factory=ClusterSection, description="machines the run is meant for")
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="validation")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="saving and resuming")
     log: LogSection = Field(default_factory=LogSection, description="metrics")

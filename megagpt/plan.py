@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from megagpt.config import RunConfig
 from megagpt.config_file import LoadedConfig
 from megagpt.errors import ConfigError
-from megagpt.model.cost import FlopsPerToken, count_parameters, flops_per_token
+from megagpt.model.cost import FlopsPerToken, count_parameters, flops_per_token, head_cost_in_layers
 from megagpt.model.spec import ModelSpec
 from megagpt.plan_batches import BatchPlan, StepBatch, plan_batches
 from megagpt.plan_checks import (
@@ -19,12 +19,12 @@ from megagpt.plan_checks import (
     check_training,
     check_vocabulary,
     check_world,
-    check_zero,
     ffn_size,
     padded_vocab_size,
 )
 from megagpt.plan_checks_batch import check_batches
 from megagpt.plan_checks_data import check_data
+from megagpt.plan_checks_layout import check_context, check_offload, check_zero
 from megagpt.plan_layout import Layout, StagePlan, make_layout
 from megagpt.plan_memory import GIB, GpuMemory, estimate_memory, rank_parameters
 from megagpt.training.lr import learning_rate
@@ -105,15 +105,17 @@ def make_plan(
         raise ConfigError(f"a run needs at least 1 GPU or rank, not {num_gpus}")
     vocab_size = config.model.vocab_size if config.model.vocab_size is not None else tokenizer_vocab_size
     world_problems = check_world(loaded, num_gpus, vocab_size)
-    model_ranks = config.parallel.tensor * config.parallel.pipeline
-    data_ranks = None if world_problems else num_gpus // model_ranks
+    ranks_a_batch = config.parallel.tensor * config.parallel.context * config.parallel.pipeline
+    data_ranks = None if world_problems else num_gpus // ranks_a_batch
     problems = [
         *check_vocabulary(loaded, tokenizer_vocab_size),
         *check_model(loaded),
         *check_tensor(loaded, vocab_size),
+        *check_context(loaded),
         *check_pipeline(loaded),
         *world_problems,
         *check_zero(loaded),
+        *check_offload(loaded),
         *check_batches(loaded, data_ranks),
         *check_data(loaded),
         *check_training(loaded),
@@ -122,7 +124,7 @@ def make_plan(
         raise ConfigError(problems)
 
     spec = _make_spec(config, vocab_size)
-    layout = make_layout(config.parallel, spec.num_layers, num_gpus)
+    layout = make_layout(config.parallel, spec.num_layers, num_gpus, head_cost_in_layers(spec))
     batches = plan_batches(config.train, spec.sequence_length, data_ranks)
     num_micro_batches = batches.stages[-1].num_micro_batches
     ranks = range(layout.pipeline)

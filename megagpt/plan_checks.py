@@ -61,8 +61,9 @@ def check_model(loaded: LoadedConfig) -> list[str]:
 
 def tensor_sizes(loaded: LoadedConfig, vocab_size: int | None) -> list[int]:
     """Every number of tensor ranks that fits heads, feed-forward, vocabulary and sequence parallelism; never empty."""
-    model = loaded.config.model
-    common = gcd(model.num_heads, ffn_size(model))
+    model, context = loaded.config.model, loaded.config.parallel.context
+    heads = model.num_heads // context if model.num_heads % context == 0 else model.num_heads
+    common = gcd(heads, ffn_size(model))
     if vocab_size is not None:
         common = gcd(common, padded_vocab_size(vocab_size, model.vocab_multiple))
     if loaded.config.parallel.sequence_parallel:
@@ -72,9 +73,14 @@ def tensor_sizes(loaded: LoadedConfig, vocab_size: int | None) -> list[int]:
 
 
 def pipeline_sizes(loaded: LoadedConfig) -> list[int]:
-    """Every number of pipeline ranks whose chunks hold equally many layers; empty where virtual_stages forbids all."""
-    num_layers, virtual = loaded.config.model.num_layers, loaded.config.parallel.virtual_stages
-    return [size for size in divisors(num_layers) if num_layers % (size * virtual) == 0 and (virtual == 1 or size > 1)]
+    """Every number of pipeline ranks that the layers or `stage_layers` allow; empty where there are none."""
+    parallel = loaded.config.parallel
+    virtual, most = parallel.virtual_stages, loaded.config.model.num_layers // parallel.virtual_stages
+    if parallel.stage_layers is not None:
+        sizes = [len(parallel.stage_layers) // virtual] if len(parallel.stage_layers) % virtual == 0 else []
+    else:
+        sizes = list(range(1, most + 1))
+    return [size for size in sizes if virtual == 1 or size > 1]
 
 
 def check_tensor(loaded: LoadedConfig, vocab_size: int | None) -> list[str]:
@@ -112,85 +118,60 @@ def check_tensor(loaded: LoadedConfig, vocab_size: int | None) -> list[str]:
 
 
 def check_pipeline(loaded: LoadedConfig) -> list[str]:
-    """The chunks of the pipeline hold equally many layers."""
+    """Every chunk of the pipeline has a layer, and `stage_layers` is of these chunks and layers."""
     model, parallel = loaded.config.model, loaded.config.parallel
+    layers, here = loaded.describe("model.num_layers"), loaded.describe("parallel.pipeline")
     problems = []
     if parallel.virtual_stages > 1 and parallel.pipeline == 1:
         problems.append(
-            f"{loaded.describe('parallel.virtual_stages')} needs a pipeline to interleave, but there is "
-            f"{loaded.describe('parallel.pipeline')}; use parallel.virtual_stages = 1, or parallel.pipeline of 2 or "
-            "more"
+            f"{loaded.describe('parallel.virtual_stages')} needs a pipeline to interleave, but there is {here}; "
+            "use parallel.virtual_stages = 1, or parallel.pipeline of 2 or more"
         )
     chunks = parallel.pipeline * parallel.virtual_stages
-    if model.num_layers % chunks == 0:
-        return problems
-    layers = loaded.describe("model.num_layers")
-    here = loaded.describe("parallel.pipeline")
-    pipelines = closest(parallel.pipeline, pipeline_sizes(loaded))
-    if parallel.virtual_stages == 1:
-        return [*problems, f"{here} does not divide {layers}; use {any_of(pipelines)}"]
-    fixes = []
-    if pipelines:
-        fixes.append(f"parallel.pipeline = {any_of(pipelines)}")
-    if model.num_layers % parallel.pipeline == 0:
-        virtual = closest(parallel.virtual_stages, divisors(model.num_layers // parallel.pipeline))
-        fixes.append(f"parallel.virtual_stages = {any_of(virtual)}")
-    else:
-        plain = any_of(closest(parallel.pipeline, divisors(model.num_layers)))
-        fixes.append(f"parallel.virtual_stages = 1 with parallel.pipeline = {plain}")
-    return [
-        *problems,
-        f"{here} times {loaded.describe('parallel.virtual_stages')} makes {chunks} chunks, which do not divide "
-        f"{layers}; use {', or '.join(fixes)}",
-    ]
+    count = f"{here} times {loaded.describe('parallel.virtual_stages')} makes {chunks} chunks"
+    if parallel.stage_layers is not None:
+        given = loaded.describe("parallel.stage_layers")
+        if len(parallel.stage_layers) != chunks:
+            problems.append(
+                f"{given} has {len(parallel.stage_layers)} numbers, but {count}; give {chunks}, or unset it"
+            )
+        if sum(parallel.stage_layers) != model.num_layers:
+            problems.append(
+                f"{given} adds up to {sum(parallel.stage_layers)}, not to {layers}; change a number by "
+                f"{abs(model.num_layers - sum(parallel.stage_layers))}, or unset it"
+            )
+    elif chunks > model.num_layers:
+        fixes = []
+        if parallel.virtual_stages <= model.num_layers // 2 or parallel.virtual_stages == 1:
+            fixes.append(f"parallel.pipeline of at most {model.num_layers // parallel.virtual_stages}")
+        if parallel.virtual_stages > 1 and parallel.pipeline <= model.num_layers:
+            fixes.append(f"parallel.virtual_stages of at most {model.num_layers // parallel.pipeline}")
+        fixes.append(f"model.num_layers of {chunks} or more")
+        problems.append(f"{count}, more than {layers}; use {', or '.join(fixes)}")
+    return problems
 
 
 def check_world(loaded: LoadedConfig, num_gpus: int, vocab_size: int | None) -> list[str]:
-    """Tensor and pipeline ranks divide the number of GPUs; what is left is data parallel."""
+    """Tensor, context and pipeline ranks divide the number of GPUs; what is left is data parallel."""
     parallel = loaded.config.parallel
-    model_ranks = parallel.tensor * parallel.pipeline
+    model_ranks = parallel.tensor * parallel.context * parallel.pipeline
     if num_gpus % model_ranks == 0:
         return []
     below = num_gpus // model_ranks * model_ranks
     fixes = [f"{any_of([count for count in (below, below + model_ranks) if count > 0])} GPUs"]
-    pipelines = [size for size in pipeline_sizes(loaded) if num_gpus % (parallel.tensor * size) == 0]
+    context = parallel.context
+    pipelines = [size for size in pipeline_sizes(loaded) if num_gpus % (parallel.tensor * context * size) == 0]
     if pipelines:
         fixes.append(f"parallel.pipeline = {any_of(closest(parallel.pipeline, pipelines))}")
-    tensors = [size for size in tensor_sizes(loaded, vocab_size) if num_gpus % (parallel.pipeline * size) == 0]
+    others = parallel.pipeline * context
+    tensors = [size for size in tensor_sizes(loaded, vocab_size) if num_gpus % (others * size) == 0]
     if tensors:
         fixes.append(f"parallel.tensor = {any_of(closest(parallel.tensor, tensors))}")
+    times = ["parallel.tensor", *(["parallel.context"] if context > 1 else []), "parallel.pipeline"]
     return [
-        f"{loaded.describe('parallel.tensor')} times {loaded.describe('parallel.pipeline')} is {model_ranks}, which "
+        f"{' times '.join(map(loaded.describe, times))} is {model_ranks}, which "
         f"does not divide {num_gpus} GPUs; use {', or '.join(fixes)}"
     ]
-
-
-def check_zero(loaded: LoadedConfig) -> list[str]:
-    """ZeRO 0 is for fp32; ZeRO 2 and 3 reduce gradients in the backward pass, before sums other parallelism needs."""
-    parallel = loaded.config.parallel
-    here = loaded.describe("parallel.zero_stage")
-    if parallel.zero_stage == 0 and loaded.config.train.precision != "fp32":
-        return [
-            f"{here} does not work with {loaded.describe('train.precision')}: DeepSpeed adds 16-bit "
-            "gradients up in fp32 with ZeRO alone (runtime/engine.py, _do_optimizer_sanity_check); use 1, 2 or 3, or "
-            'train.precision = "fp32"'
-        ]
-    if parallel.zero_stage < 2:
-        return []
-    reason = "ZeRO 2 and 3 reduce gradients inside the backward pass, before"
-    problems = []
-    if parallel.pipeline > 1:
-        problems.append(
-            f"{here} does not work with {loaded.describe('parallel.pipeline')}: {reason} the tied embedding's "
-            "gradients are summed over the two ends of the pipeline; use parallel.zero_stage = 0 or 1, or "
-            "parallel.pipeline = 1"
-        )
-    if parallel.sequence_parallel and parallel.tensor > 1:
-        problems.append(
-            f"{here} does not work with {loaded.describe('parallel.sequence_parallel')}: {reason} the norms' gradients "
-            "are summed over the tensor ranks; use parallel.zero_stage = 0 or 1, or parallel.sequence_parallel = false"
-        )
-    return problems
 
 
 def check_training(loaded: LoadedConfig) -> list[str]:

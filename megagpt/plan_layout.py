@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from megagpt.config import ParallelSection
 
+_EMBEDDING_LAYERS = 1e-6  # breaks ties against the chunk with the embedding
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -22,39 +24,85 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Layout:
-    """The mesh: world_size = tensor * pipeline * data. `stages` in the order in which a token passes them."""
+    """The mesh: world_size = tensor * context * data * pipeline. `stages` in the order in which a token passes them.
+
+    `data` ranks read different sequences; `context` ranks hold different parts of the same ones.
+    """
 
     world_size: int
     tensor: int
+    context: int
     pipeline: int
     virtual_stages: int
     data: int
     sequence_parallel: bool
     zero_stage: int
+    offload_optimizer: str  # none or cpu
+    offload_parameters: str  # none, cpu or nvme
     stages: tuple[StagePlan, ...]
+
+    @property
+    def gradient_ranks(self) -> int:
+        """Ranks with the same slices of the model: their gradients are averaged, and ZeRO shards over them."""
+        return self.data * self.context
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks over which one copy of the model is spread, without ZeRO."""
+        return self.tensor * self.pipeline
+
+    @property
+    def uneven_layers(self) -> tuple[int, ...] | None:
+        """Layers of each chunk in model order where they are not all equal, else None."""
+        layers = tuple(stage.num_layers for stage in self.stages)
+        return layers if len(set(layers)) > 1 else None
 
     def chunks(self, pipeline_rank: int) -> tuple[StagePlan, ...]:
         """The chunks of one pipeline rank, in the order of their chunk index."""
         return tuple(stage for stage in self.stages if stage.pipeline_rank == pipeline_rank)
 
 
-def make_layout(parallel: ParallelSection, num_layers: int, num_gpus: int) -> Layout:
-    """The layout of checked sizes: everything divides.
+def describe_axes(tensor: int, context: int, pipeline: int, data: int) -> str:
+    """`tensor 2 × pipeline 4 × data 8`; context ranks only where there are any."""
+    return f"tensor {tensor} × {f'context {context} × ' if context > 1 else ''}pipeline {pipeline} × data {data}"
+
+
+def balanced_layers(num_layers: int, num_chunks: int, head_layers: float) -> tuple[int, ...]:
+    """Layers of each chunk: equally many where that is possible, else such that the costliest chunk costs least.
+
+    Costs are in layers: the last chunk has the output head, which costs as much as `head_layers` of them. The embedding
+    costs no time to speak of, but memory, so the first chunk is the last to get a layer more.
+    """
+    assert num_chunks <= num_layers, (num_chunks, num_layers)
+    if num_layers % num_chunks == 0:
+        return (num_layers // num_chunks,) * num_chunks
+    layers = [1] * num_chunks
+    extra = [0.0] * num_chunks
+    extra[0] += _EMBEDDING_LAYERS
+    extra[-1] += head_layers
+    for _ in range(num_layers - num_chunks):
+        cheapest = min(range(num_chunks), key=lambda chunk: layers[chunk] + extra[chunk])
+        layers[cheapest] += 1
+    return tuple(layers)
+
+
+def make_layout(parallel: ParallelSection, num_layers: int, num_gpus: int, head_layers: float = 0.0) -> Layout:
+    """The layout of checked sizes. `head_layers`: what the output head costs, in layers (see `balanced_layers`).
 
     With interleaving, chunk c of pipeline rank r is number c * pipeline + r in the model, as in Megatron-LM
     (`megatron/core/transformer/transformer_layer.py`, get_transformer_layer_offset).
     """
     num_chunks = parallel.pipeline * parallel.virtual_stages
-    model_ranks = parallel.tensor * parallel.pipeline
-    assert num_layers % num_chunks == 0, (num_layers, num_chunks)
-    assert num_gpus % model_ranks == 0, (num_gpus, model_ranks)
-    per_chunk = num_layers // num_chunks
+    ranks = parallel.tensor * parallel.context * parallel.pipeline
+    assert num_gpus % ranks == 0, (num_gpus, ranks)
+    layers = parallel.stage_layers or balanced_layers(num_layers, num_chunks, head_layers)
+    assert (len(layers), sum(layers)) == (num_chunks, num_layers), layers
     stages = tuple(
         StagePlan(
             pipeline_rank=index % parallel.pipeline,
             chunk=index // parallel.pipeline,
-            first_layer=index * per_chunk,
-            num_layers=per_chunk,
+            first_layer=sum(layers[:index]),
+            num_layers=layers[index],
             has_embedding=index == 0,
             has_head=index == num_chunks - 1,
         )
@@ -63,10 +111,13 @@ def make_layout(parallel: ParallelSection, num_layers: int, num_gpus: int) -> La
     return Layout(
         world_size=num_gpus,
         tensor=parallel.tensor,
+        context=parallel.context,
         pipeline=parallel.pipeline,
         virtual_stages=parallel.virtual_stages,
-        data=num_gpus // model_ranks,
+        data=num_gpus // ranks,
         sequence_parallel=parallel.sequence_parallel,
         zero_stage=parallel.zero_stage,
+        offload_optimizer=parallel.offload_optimizer,
+        offload_parameters=parallel.offload_parameters,
         stages=stages,
     )

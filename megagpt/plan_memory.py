@@ -98,7 +98,7 @@ def estimate_memory(
     """Peak bytes by part on a GPU of `pipeline_rank`, at the full batch."""
     value_bytes = 4 if train.precision == "fp32" else 2
     parameters = rank_parameters(spec, layout, pipeline_rank)
-    shards = [layout.data if layout.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    shards = [layout.gradient_ranks if layout.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     optimizer_shards, gradient_shards, weight_shards = shards
     state_bytes = _MOMENTS_BYTES + (_MASTER_BYTES if layout.zero_stage >= 1 else 0)
     weights = _ceil_divide(value_bytes * parameters, weight_shards)

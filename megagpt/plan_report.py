@@ -9,6 +9,7 @@ from rich.table import Table
 from megagpt.config_text import show_value
 from megagpt.plan import RunPlan
 from megagpt.plan_batches import RampStage
+from megagpt.plan_layout import describe_axes
 from megagpt.plan_memory import GIB, GpuMemory
 
 _SHOWN_ROWS = 16
@@ -19,8 +20,8 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     """Prints the configuration with origins, parameters, stages, batches, cost and memory of a plan."""
     layout = plan.layout
     console.print(
-        f"{plan.spec.name} on {layout.world_size} GPUs: tensor {layout.tensor} x pipeline {layout.pipeline} "
-        f"x data {layout.data}, ZeRO {layout.zero_stage}",
+        f"{plan.spec.name} on {layout.world_size} GPUs: "
+        f"{describe_axes(layout.tensor, layout.context, layout.pipeline, layout.data)}, ZeRO {layout.zero_stage}",
         style="bold",
         highlight=False,
     )

@@ -50,6 +50,12 @@ class CheckpointLayout:
     data: int
     sequence_parallel: bool
     zero_stage: int
+    context: int = 1
+    layers: tuple[int, ...] | None = None  # of each chunk, in model order; None: equally many
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:  # a list, as JSON has it
+            object.__setattr__(self, "layers", tuple(self.layers))
 
 
 @dataclass(frozen=True)

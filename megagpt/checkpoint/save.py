@@ -74,7 +74,7 @@ def _prepare(temporary: Path) -> None:
 def _check_space(checkpoints: Path, contents: CheckpointContents, mesh: Mesh) -> None:
     """Refuse before writing what cannot fit. Reduces over all ranks."""
     needed = torch.tensor([_tensor_bytes(contents.optimizer)], dtype=torch.int64)
-    if mesh.data_rank == 0:
+    if mesh.gradient_rank == 0:
         needed += _tensor_bytes(contents.model)
     needed = needed.to(mesh.device)
     dist.all_reduce(needed)
@@ -104,7 +104,7 @@ def _write_rank_files(folder: Path, contents: CheckpointContents, mesh: Mesh) ->
     records: dict[str, FileRecord] = {}
     error = None
     try:
-        if mesh.data_rank == 0:
+        if mesh.gradient_rank == 0:
             name = model_file(mesh.tensor_rank, mesh.pipeline_rank)
             save_file({key: value.contiguous() for key, value in contents.model.items()}, folder / name)
             records[name] = _sync_and_record(folder / name)

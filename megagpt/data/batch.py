@@ -1,4 +1,4 @@
-"""One micro-batch of token ids as it crosses from the data to the model. Knows nothing of datasets or ranks."""
+"""One micro-batch of token ids as it crosses from the data to the model. Knows no datasets or process groups."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """A micro-batch; B sequences of S tokens. `documents` is None where packed documents are not kept apart."""
+    """A micro-batch; B sequences of S tokens. `documents` is None where packed documents are not kept apart.
+
+    With c context ranks all but `documents` are this rank's part, [B, S / c]: attention sees whole sequences.
+    """
 
     tokens: Tensor  # [B, S] int64, inputs
     labels: Tensor  # [B, S] int64, the token after each input
@@ -20,3 +23,14 @@ class Batch(NamedTuple):
         tokens, labels, loss_mask, positions = (part.to(device, non_blocking=True) for part in self[:4])
         documents = None if self.documents is None else self.documents.to(device, non_blocking=True)
         return Batch(tokens, labels, loss_mask, positions, documents)
+
+
+def context_part(batch: Batch, context_rank: int, context_size: int) -> Batch:
+    """The contiguous part of every sequence that one context rank holds; `documents` stay whole."""
+    if context_size == 1:
+        return batch
+    length = batch.tokens.shape[1] // context_size
+    assert length * context_size == batch.tokens.shape[1], (batch.tokens.shape, context_size)
+    part = slice(context_rank * length, (context_rank + 1) * length)
+    tokens, labels, loss_mask, positions = (values[:, part].contiguous() for values in batch[:4])
+    return Batch(tokens, labels, loss_mask, positions, batch.documents)

@@ -1,7 +1,7 @@
-"""Batches for one data rank. In: samples and a step's place in their order. Out: micro-batches as torch tensors.
+"""Batches for one rank. In: samples and a step's place in their order. Out: micro-batches as torch tensors.
 
-A batch is a pure function of (samples, step, data rank): nothing is remembered between calls, so a resumed run needs
-only its step number.
+A batch is a pure function of (samples, step, data rank, context rank): nothing is remembered between calls,
+so a resumed run needs only its step number.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megagpt.data.batch import Batch
+from megagpt.data.batch import Batch, context_part
 
 
 class SampleSource(Protocol):
@@ -46,7 +46,7 @@ class StepSlice(Protocol):
 
 
 class BatchStream:
-    """The batches of data rank `data_rank` of `data_ranks`."""
+    """The batches of data rank `data_rank` of `data_ranks`, and of each sequence context rank `context_rank`'s part."""
 
     def __init__(
         self,
@@ -56,14 +56,19 @@ class BatchStream:
         separate_documents: bool,
         data_rank: int,
         data_ranks: int,
+        context_rank: int = 0,
+        context_ranks: int = 1,
     ) -> None:
         assert 0 <= data_rank < data_ranks, (data_rank, data_ranks)
+        assert 0 <= context_rank < context_ranks, (context_rank, context_ranks)
         self.samples = samples
         self.sequence_length = sequence_length
         self.eod_id = eod_id
         self.separate_documents = separate_documents
         self.data_rank = data_rank
         self.data_ranks = data_ranks
+        self.context_rank = context_rank
+        self.context_ranks = context_ranks
 
     def micro_batches(self, step: StepSlice) -> list[Batch]:
         """This rank's micro-batches of a step: the rank takes a contiguous block of the global batch, in order."""
@@ -101,7 +106,8 @@ class BatchStream:
         """The samples `numbers`."""
         rows = self.samples.tokens_of_many(numbers)
         assert rows.shape == (len(numbers), self.sequence_length + 1), rows.shape
-        return make_batch(rows, self.eod_id if self.separate_documents else None)
+        batch = make_batch(rows, self.eod_id if self.separate_documents else None)
+        return context_part(batch, self.context_rank, self.context_ranks)
 
 
 def rows_of(batch: Batch, start: int, stop: int) -> Batch:

@@ -24,6 +24,7 @@ class StageBuild:
     mesh: Mesh
     mcore: McoreConfig
     recompute: str = "none"  # none, selective (attention core) or full (whole layers)
+    recompute_every: int = 1  # with full: layers 0, n, 2n, …
 
     @property
     def sequence_parallel(self) -> bool:
@@ -31,8 +32,16 @@ class StageBuild:
         return self.mcore.sequence_parallel
 
     def hidden_dropout_seed(self, seed: int | None) -> int | None:
-        """Seed of dropout on hidden states: equal on tensor ranks that hold copies, different where they hold parts."""
-        return mix(seed, self.mesh.tensor_rank + 1) if seed is not None and self.sequence_parallel else seed
+        """Seed of dropout on hidden states: equal on ranks that hold copies, different where they hold parts."""
+        if seed is None:
+            return None
+        if self.mesh.context_size > 1:
+            seed = mix(seed, 100_000 + self.mesh.context_rank)
+        return mix(seed, self.mesh.tensor_rank + 1) if self.sequence_parallel else seed
+
+    def recomputes(self, layer: int) -> bool:
+        """Whether a whole layer's activations are recomputed in the backward pass."""
+        return self.recompute == "full" and layer % self.recompute_every == 0
 
 
 class LayerContext(NamedTuple):

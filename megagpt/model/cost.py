@@ -45,6 +45,12 @@ def flops_per_token(spec: ModelSpec) -> FlopsPerToken:
     )
 
 
+def head_cost_in_layers(spec: ModelSpec) -> float:
+    """FLOPs of the output head in units of one decoder layer, attention included."""
+    flops = flops_per_token(spec)
+    return flops.head * spec.num_layers / (flops.layers + flops.attention)
+
+
 def count_parameters(spec: ModelSpec, padded: bool = True) -> int:
     """Parameters of the whole model; `padded` False leaves out the embedding rows beyond the vocabulary."""
     total = (

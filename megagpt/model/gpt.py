@@ -78,11 +78,11 @@ class GPTChunk(nn.Module):
         if self.stage.has_embedding:
             hidden = self.embedding(tokens, positions, context)
         assert hidden is not None, "a chunk without the embedding needs hidden states"
-        recompute = self.build.recompute == "full" and self.training and caches is None
+        may_recompute = self.training and caches is None
         for number, layer in self.layers.items():
             seed = context.dropout_seed
             layer_context = context._replace(dropout_seed=None if seed is None else mix(seed, 10_000 + int(number)))
-            if recompute:
+            if may_recompute and self.build.recomputes(int(number)):
                 hidden = checkpoint(layer, hidden, layer_context, use_reentrant=False, preserve_rng_state=False)
             else:
                 hidden = layer(hidden, layer_context, None if caches is None else caches[number])

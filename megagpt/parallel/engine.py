@@ -96,7 +96,7 @@ class Engine:
             )
         self.optimizer = self.deepspeed.optimizer
         # ZeRO 0 and 1: ours to call, once, after the sums over tensor and embedding groups. ZeRO 2 and 3 shard
-        # gradients inside the backward pass; the plan refuses layouts that need those sums there
+        # gradients inside the backward pass: the plan refuses pipelines there, and norm gradients are summed by a hook
         self._reduces_in_backward = self.zero_stage >= 2
         self.deepspeed.enable_backward_allreduce = self._reduces_in_backward
         self._forwards_left = 0
@@ -104,6 +104,8 @@ class Engine:
         self.module: StageModule = self.deepspeed.module
         self.named_parameters = global_named_parameters(self.module.chunks)
         self._bf16_gradients = _bf16_gradients(self.optimizer)
+        if self._reduces_in_backward:
+            self._sum_over_tensor_ranks_in_backward()
         mcore.grad_scale_func = self._scale_loss if self._fp16 else None
         self._chunks: list[ScheduleChunk] = make_chunks(len(chunks), self._forward_chunk, mcore)
 
@@ -122,7 +124,12 @@ class Engine:
         return run_schedule(self._chunks, self.mesh, micro_batches, 1.0, None, forward_only=True)
 
     def reduce_model_parallel_gradients(self) -> None:
-        """Sum what tensor and pipeline ranks each saw a part of: over the tensor and the embedding group."""
+        """Sum what tensor and pipeline ranks each saw a part of: over the tensor and the embedding group.
+
+        ZeRO 2 and 3 have done it by then, in the backward pass (`_sum_over_tensor_ranks_in_backward`).
+        """
+        if self._reduces_in_backward:
+            return
         if self.mesh.tensor_size > 1:
             for parameter in self.named_parameters.values():
                 if parameter.sequence_parallel:  # type: ignore[attr-defined]
@@ -203,13 +210,29 @@ class Engine:
             scaler = self.optimizer.loss_scaler
             vars(scaler).update(optimizer[_LOSS_SCALER])
             optimizer = optimizer | {_LOSS_SCALER: scaler}
-        by_data_rank = {self.mesh.data_rank: optimizer}  # DeepSpeed picks its own rank's entry
+        by_data_rank = {self.mesh.gradient_rank: optimizer}  # DeepSpeed picks its own rank's entry
         with contextlib.redirect_stdout(io.StringIO()):  # it prints while loading
             if self.zero_stage == 3:
                 self.optimizer.checkpoint_event_prologue()
             self.optimizer.load_state_dict(by_data_rank, load_optimizer_states=True, load_from_fp32_weights=True)
             if self.zero_stage == 3:
                 self.optimizer.checkpoint_event_epilogue()
+
+    def _sum_over_tensor_ranks_in_backward(self) -> None:
+        """Sum each norm's gradient over the tensor group as it appears, before DeepSpeed's own hook shards it.
+
+        A hook on a leaf runs before its gradient is accumulated, in the same order on every tensor rank. The sum is
+        in float32 whatever the gradient's format.
+        """
+
+        def reduce_gradient(gradient: Tensor) -> Tensor:
+            total = gradient.float()
+            dist.all_reduce(total, group=self.mesh.tensor_group)
+            return total.to(gradient.dtype)
+
+        for parameter in self.named_parameters.values():
+            if self.mesh.tensor_size > 1 and parameter.sequence_parallel:  # type: ignore[attr-defined]
+                parameter.register_hook(reduce_gradient)
 
     def _clip_unpartitioned(self) -> float:
         """Clip whole gradients by their global norm and return it; reduces over one replica of the model.

@@ -2,12 +2,14 @@
 
     axis       ranks differ in                               group used for
     tensor     slices of each matrix                         all-reduce (or gather and scatter) inside each layer
+    context    parts of each sequence                        all-to-all around attention
+    data       sequences of the batch                        (see gradient)
     pipeline   consecutive layers                            sending activations to the next stage
-    data       sequences of the batch                        gradient reduction, ZeRO shards
+    gradient   data and context: same slices of the model    gradient reduction, ZeRO shards
     embedding  the two ends of a pipeline                    gradient of the tied token table
 
 The only file that imports megatron-core's `parallel_state`. Rank order is megatron-core's default: tensor fastest,
-then data, then pipeline, so tensor ranks share a node.
+then context, data and pipeline, so tensor ranks share a node.
 """
 
 import os
@@ -36,9 +38,14 @@ class Mesh:
     pipeline_rank: int
     data_size: int
     data_rank: int
+    context_size: int
+    context_rank: int
+    gradient_size: int  # data_size * context_size
+    gradient_rank: int
     tensor_group: ProcessGroup
     pipeline_group: ProcessGroup
-    data_group: ProcessGroup
+    context_group: ProcessGroup
+    gradient_group: ProcessGroup
     embedding_group: ProcessGroup | None  # None on stages that hold no copy of the tied table
     device: torch.device
 
@@ -53,17 +60,20 @@ class Mesh:
         return self.pipeline_rank == self.pipeline_size - 1
 
 
-def build_mesh(tensor: int, pipeline: int, virtual_stages: int = 1, timeout_seconds: float = 1800) -> Mesh:
+def build_mesh(
+    tensor: int, pipeline: int, virtual_stages: int = 1, context: int = 1, timeout_seconds: float = 1800
+) -> Mesh:
     """Start torch.distributed (unless it runs already) and cut its ranks into axes; every rank calls it once.
 
     Backend NCCL with CUDA, else gloo. Without a launcher the mesh is this one process. Raises ConfigError where the
     number of ranks does not divide, before any group is made.
     """
     world_size = dist.get_world_size() if dist.is_initialized() else launched_world_size()
-    if world_size % (tensor * pipeline):
+    unit = tensor * context * pipeline
+    if world_size % unit:
         raise ConfigError(
-            f"{world_size} ranks do not divide into parallel.tensor = {tensor} × parallel.pipeline = {pipeline}; "
-            f"start a multiple of {tensor * pipeline} ranks"
+            f"{world_size} ranks do not divide into parallel.tensor = {tensor} × parallel.context = {context} × "
+            f"parallel.pipeline = {pipeline}; start a multiple of {unit} ranks"
         )
     patch_megatron_for_cpu()
     device = _this_device()
@@ -73,6 +83,7 @@ def build_mesh(tensor: int, pipeline: int, virtual_stages: int = 1, timeout_seco
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,
+        context_parallel_size=context,
         create_gloo_process_groups=False,
     )
     return Mesh(
@@ -84,9 +95,14 @@ def build_mesh(tensor: int, pipeline: int, virtual_stages: int = 1, timeout_seco
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
+        context_size=context,
+        context_rank=parallel_state.get_context_parallel_rank(),
+        gradient_size=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+        gradient_rank=parallel_state.get_data_parallel_rank(with_context_parallel=True),
         tensor_group=parallel_state.get_tensor_model_parallel_group(),
         pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
-        data_group=parallel_state.get_data_parallel_group(),
+        context_group=parallel_state.get_context_parallel_group(),
+        gradient_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         embedding_group=_embedding_group(pipeline),
         device=device,
     )
@@ -142,16 +158,16 @@ class DeepSpeedMesh:
         return self._mesh.pipeline_size
 
     def get_data_parallel_rank(self) -> int:
-        """Rank on the data axis."""
-        return self._mesh.data_rank
+        """Rank among those with the same slices: for DeepSpeed, context ranks are data ranks too."""
+        return self._mesh.gradient_rank
 
     def get_data_parallel_world_size(self) -> int:
-        """Size of the data axis."""
-        return self._mesh.data_size
+        """Number of ranks with the same slices."""
+        return self._mesh.gradient_size
 
     def get_data_parallel_group(self) -> ProcessGroup:
-        """Group of the data axis."""
-        return self._mesh.data_group
+        """Group of the ranks with the same slices."""
+        return self._mesh.gradient_group
 
 
 def _this_device() -> torch.device:

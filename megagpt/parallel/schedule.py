@@ -78,7 +78,7 @@ def run_schedule(
             data_iterator=[iter(enumerate(micro_batches)) for _ in chunks],
             model=list(chunks),
             num_microbatches=len(micro_batches),
-            seq_length=length,
+            seq_length=length * mesh.context_size,  # megatron-core divides it by the context ranks again
             micro_batch_size=sequences,
             forward_only=forward_only,
         )

@@ -19,7 +19,7 @@ def build_engine(plan: RunPlan, mesh: Mesh) -> Engine:
     """This rank's chunks, initialised from the run's seed, in an Engine."""
     train, layout = plan.config.train, plan.layout
     mcore = make_mcore_config(plan.spec, mesh, train.precision, layout.sequence_parallel, layout.virtual_stages)
-    build = StageBuild(plan.spec, mesh, mcore, train.recompute)
+    build = StageBuild(plan.spec, mesh, mcore, train.recompute, train.recompute_every)
     chunks: list[nn.Module] = []
     for stage in layout.chunks(mesh.pipeline_rank):
         chunk = GPTChunk(build, stage)

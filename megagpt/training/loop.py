@@ -9,6 +9,7 @@ from megagpt.checkpoint.save import save_checkpoint
 from megagpt.errors import CheckpointError
 from megagpt.parallel.engine import Engine
 from megagpt.parallel.mesh import Mesh
+from megagpt.parallel.replicas import ReplicaCheck
 from megagpt.training.evaluate import evaluate
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.recorder import Recorder
@@ -30,21 +31,27 @@ class TrainingRun:
 def train(run: TrainingRun, first_step: int) -> None:
     """Train from `first_step` updates done to the plan's end. Every rank calls it.
 
-    Raises TrainingError where a loss or gradient is not finite, CheckpointError where the last save fails.
+    Raises TrainingError where a loss or gradient is not finite or copies of a weight differ, CheckpointError where the
+    last save fails.
     """
     plan, engine, mesh, recorder = run.prepared.plan, run.engine, run.mesh, run.recorder
     seed = plan.config.run.seed
     stream = run.prepared.training_stream(mesh)
+    interval_steps = plan.config.parallel.check_replicas_interval_steps
+    replicas = ReplicaCheck(engine.named_parameters, mesh, plan.layout.zero_stage, interval_steps)
+    replicas.check_when_due(first_step)
     for step in range(first_step, plan.num_steps):
         recorder.start_step()
         micro_batches = stream.micro_batches(plan.step_batch(step))
-        loss_weight = mesh.data_size / reduce_num_loss_tokens(micro_batches, mesh)  # DeepSpeed averages over data ranks
+        # DeepSpeed averages over the gradient ranks: the weight makes that a sum over all tokens that count
+        loss_weight = mesh.gradient_size / reduce_num_loss_tokens(micro_batches, mesh)
         losses = engine.forward_backward(micro_batches, loss_weight, dropout_seed(seed, step, mesh.data_rank))
         engine.reduce_model_parallel_gradients()
         totals = reduce_step_totals(losses, engine.local_gradients_finite(), step, mesh)
         update = engine.update(plan.learning_rate(step))
         recorder.end_step(step, totals, update)
         done = step + 1
+        replicas.check_when_due(done)
         if _due(done, plan.config.evaluation.interval_steps, plan.num_steps):
             _evaluate(run, done)
         if _due(done, plan.config.checkpoint.interval_steps, plan.num_steps):

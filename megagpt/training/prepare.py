@@ -60,6 +60,8 @@ class PreparedRun:
             self.plan.config.data.separate_documents,
             mesh.data_rank,
             mesh.data_size,
+            mesh.context_rank,
+            mesh.context_size,
         )
 
 
@@ -125,6 +127,8 @@ def _identity(plan: RunPlan, tokenizer: Tokenizer) -> RunIdentity:
             data=layout.data,
             sequence_parallel=layout.sequence_parallel,
             zero_stage=layout.zero_stage,
+            context=layout.context,
+            layers=layout.uneven_layers,
         ),
         precision=plan.config.train.precision,
         seed=plan.config.run.seed,

@@ -13,6 +13,7 @@ from megagpt.checkpoint.load import load_rank
 from megagpt.parallel.agree import on_every_rank
 from megagpt.parallel.mesh import build_mesh, destroy_mesh
 from megagpt.plan import RunPlan
+from megagpt.plan_layout import describe_axes
 from megagpt.training.build import build_engine
 from megagpt.training.data import describe_data
 from megagpt.training.devices import device_name, peak_tflops
@@ -32,7 +33,8 @@ def run_training(prepared: PreparedRun, console: Console) -> None:
         console.print(f"already trained for {first_step} of {plan.num_steps} steps; raise train.steps to go on")
         return
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    mesh = build_mesh(plan.layout.tensor, plan.layout.pipeline, plan.layout.virtual_stages)
+    layout = plan.layout
+    mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context)
     engine = build_engine(plan, mesh)
     if prepared.resume_from:
         folder, manifest = prepared.resume_from
@@ -73,7 +75,7 @@ def describe_start(prepared: PreparedRun, console: Console) -> None:
     console.print(
         f"{plan.spec.name}: {plan.parameters.total:,} parameters, {train.precision}, {plan.num_steps:,} steps of "
         f"{train.batch_tokens:,} tokens on {layout.world_size} ranks "
-        f"(tensor {layout.tensor} × pipeline {layout.pipeline} × data {layout.data}, ZeRO {layout.zero_stage})",
+        f"({describe_axes(layout.tensor, layout.context, layout.pipeline, layout.data)}, ZeRO {layout.zero_stage})",
         highlight=False,
         markup=False,
         soft_wrap=True,

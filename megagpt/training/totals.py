@@ -33,9 +33,9 @@ def dropout_seed(seed: int, step: int, data_rank: int) -> int:
 
 
 def reduce_num_loss_tokens(micro_batches: list[Batch], mesh: Mesh) -> int:
-    """Tokens of the global batch that count in the loss. Reduces over the data group."""
+    """Tokens of the global batch that count in the loss. Reduces over the gradient group."""
     total = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in micro_batches]).sum().to(mesh.device)
-    dist.all_reduce(total, group=mesh.data_group)
+    dist.all_reduce(total, group=mesh.gradient_group)
     return int(total)
 
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megagpt.config_file import load_config
-from megagpt.data.batch import Batch
+from megagpt.data.batch import Batch, context_part
 from megagpt.parallel.mesh import build_mesh
 from megagpt.plan import RunPlan, make_plan
 from megagpt.training.build import build_engine
@@ -73,20 +73,23 @@ def micro_batches(plan: RunPlan, step: int, data_rank: int, separate_documents: 
 def run_layout(num_ranks: int, arguments: list[str], separate_documents: bool = False, steps: int = 3) -> LayoutResult:
     """Train a few steps as one rank of a layout."""
     plan = small_plan(num_ranks, arguments)
-    mesh = build_mesh(plan.layout.tensor, plan.layout.pipeline, plan.layout.virtual_stages)
+    mesh = build_mesh(plan.layout.tensor, plan.layout.pipeline, plan.layout.virtual_stages, plan.layout.context)
     engine = build_engine(plan, mesh)
     losses, norms, applied = [], [], []
     gradients: dict[str, Tensor] = {}
     for step in range(steps):
-        batches = micro_batches(plan, step, mesh.data_rank, separate_documents)
-        weight = mesh.data_size / reduce_num_loss_tokens(batches, mesh)
+        batches = [
+            context_part(batch, mesh.context_rank, mesh.context_size)
+            for batch in micro_batches(plan, step, mesh.data_rank, separate_documents)
+        ]
+        weight = mesh.gradient_size / reduce_num_loss_tokens(batches, mesh)
         token_losses = engine.forward_backward(batches, weight, dropout_seed(7, step, mesh.data_rank))
         engine.reduce_model_parallel_gradients()
         if step == 0 and plan.layout.zero_stage < 2:
             for name, parameter in engine.named_parameters.items():
                 gradient = engine.gradient(parameter).detach().float().reshape(parameter.shape).clone()
-                dist.all_reduce(gradient, group=mesh.data_group)
-                gradients[name] = gradient / mesh.data_size
+                dist.all_reduce(gradient, group=mesh.gradient_group)
+                gradients[name] = gradient / mesh.gradient_size
         assert engine.local_gradients_finite()
         losses.append(reduce_losses(token_losses, mesh).loss)
         update = engine.update(plan.learning_rate(step))

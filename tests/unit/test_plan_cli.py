@@ -28,7 +28,7 @@ def test_plan_of_gpt3_175b_on_1024_gpus(capsys):
     out = capsys.readouterr().out
     text = words(out)
     assert max(len(line) for line in out.splitlines()) <= 120
-    assert "gpt3-175b on 1024 GPUs: tensor 8 x pipeline 16 x data 8, ZeRO 1" in text
+    assert "gpt3-175b on 1024 GPUs: tensor 8 × pipeline 16 × data 8, ZeRO 1" in text
     assert "parameters 174,604,836,864" in text
     assert "vocabulary padding 174,604,259,328" in text
     assert "train.lr 0.0001 command line" in text

@@ -66,23 +66,20 @@ ONE_PROBLEM = [
         "(default); use parallel.virtual_stages = 1, or parallel.pipeline of 2 or more",
     ),
     (
-        ("--parallel.pipeline=8", "--model.num_layers=12"),
-        "parallel.pipeline = 8 (command line) does not divide model.num_layers = 12 (command line); use 1, 2, 3, "
-        "4, 6 or 12",
+        ("--parallel.pipeline=4", "--parallel.virtual_stages=4"),
+        "parallel.pipeline = 4 (command line) times parallel.virtual_stages = 4 (command line) makes 16 chunks, more "
+        "than model.num_layers = 8 (command line); use parallel.pipeline of at most 2, or parallel.virtual_stages of "
+        "at most 2, or model.num_layers of 16 or more",
     ),
     (
-        ("--parallel.pipeline=4", "--parallel.virtual_stages=3"),
-        "parallel.pipeline = 4 (command line) times parallel.virtual_stages = 3 (command line) makes 12 chunks, "
-        "which do "
-        "not divide model.num_layers = 8 (command line); use parallel.virtual_stages = 1 or 2",
+        ("--parallel.pipeline=2", "--parallel.stage_layers=3,4,1"),
+        "parallel.stage_layers = [3, 4, 1] (command line) has 3 numbers, but parallel.pipeline = 2 (command line) "
+        "times parallel.virtual_stages = 1 (default) makes 2 chunks; give 2, or unset it",
     ),
     (
-        ("--parallel.pipeline=8", "--parallel.virtual_stages=2", "--model.num_layers=12"),
-        "parallel.pipeline = 8 (command line) times parallel.virtual_stages = 2 (command line) makes 16 chunks, "
-        "which do "
-        "not divide model.num_layers = 12 (command line); use parallel.pipeline = 2, 3 or 6, or "
-        "parallel.virtual_stages "
-        "= 1 with parallel.pipeline = 1, 2, 3, 4, 6 or 12",
+        ("--parallel.pipeline=2", "--parallel.stage_layers=3,4"),
+        "parallel.stage_layers = [3, 4] (command line) adds up to 7, not to model.num_layers = 8 (command line); "
+        "change a number by 1, or unset it",
     ),
     (
         ("--parallel.zero_stage=0", "--train.precision=fp16"),
@@ -96,11 +93,10 @@ ONE_PROBLEM = [
         "reduce gradients inside the backward pass, before the tied embedding's gradients are summed",
     ),
     (
-        ("--parallel.zero_stage=3", "--parallel.tensor=2", "--parallel.sequence_parallel=true"),
-        "parallel.zero_stage = 3 (command line) does not work with parallel.sequence_parallel = true (command "
-        "line): ZeRO "
-        "2 and 3 reduce gradients inside the backward pass, before the norms' gradients are summed over the "
-        "tensor ranks",
+        ("--parallel.offload_optimizer=cpu", "--parallel.zero_stage=0", "--train.precision=fp32"),
+        'parallel.offload_optimizer = "cpu" (command line) needs optimizer state that ZeRO partitions, but there is '
+        "parallel.zero_stage = 0 (command line); use parallel.zero_stage = 1, 2 or 3, or parallel.offload_optimizer = "
+        '"none"',
     ),
     (
         ("--train.batch_tokens=5000",),
@@ -184,6 +180,30 @@ ONE_PROBLEM = [
         "use at most 100",
     ),
     (
+        ("--parallel.offload_parameters=cpu",),
+        'parallel.offload_parameters = "cpu" (command line) needs parameters that ZeRO 3 partitions, but there is '
+        "parallel.zero_stage = 1 (default); use parallel.zero_stage = 3, or parallel.offload_parameters = "
+        '"none"',
+    ),
+    (
+        ("--parallel.offload_parameters=nvme", "--parallel.zero_stage=3"),
+        'parallel.offload_parameters = "nvme" (command line) needs a folder on a local disk, but there is '
+        "parallel.nvme_folder = unset (default); set parallel.nvme_folder",
+    ),
+    (
+        ("--parallel.context=8", "--parallel.tensor=1", "--model.num_heads=4"),
+        "parallel.context = 8 (command line) does not divide the 4 heads that parallel.tensor = 1 (command line) "
+        "leaves of model.num_heads = 4 (command line): attention gives each context rank whole heads; use 1, 2 or 4",
+    ),
+    (
+        (
+            *("--parallel.context=4", "--parallel.tensor=2", "--parallel.sequence_parallel=true"),
+            *("--model.sequence_length=60", "--train.batch_tokens=6000"),
+        ),
+        "parallel.context = 4 (command line) times parallel.tensor = 2 (command line) with sequence parallelism does "
+        "not divide model.sequence_length = 60 (command line); use 1 or 2",
+    ),
+    (
         ("--train.lr_schedule=noam",),
         'train.warmup_tokens = 0 (command line) with train.lr_schedule = "noam" (command line): noam\'s peak is '
         "the end "
@@ -213,11 +233,15 @@ def test_the_designs_example(tmp_path, monkeypatch):
 def test_problems_of_the_mesh():
     assert problems_of("--parallel.tensor=2", "--parallel.pipeline=4", gpus=12) == [
         "parallel.tensor = 2 (command line) times parallel.pipeline = 4 (command line) is 8, which does not divide "
-        "12 GPUs; use 8 or 16 GPUs, or parallel.pipeline = 1 or 2, or parallel.tensor = 1"
+        "12 GPUs; use 8 or 16 GPUs, or parallel.pipeline = 1, 2, 3 or 6, or parallel.tensor = 1"
     ]
     assert problems_of("--parallel.tensor=8", "--parallel.pipeline=2", gpus=4) == [
         "parallel.tensor = 8 (command line) times parallel.pipeline = 2 (command line) is 16, which does not divide "
         "4 GPUs; use 16 GPUs, or parallel.tensor = 1 or 2"
+    ]
+    assert problems_of("--parallel.tensor=2", "--parallel.context=2", gpus=6) == [
+        "parallel.tensor = 2 (command line) times parallel.context = 2 (command line) times parallel.pipeline = 1 "
+        "(default) is 4, which does not divide 6 GPUs; use 4 or 8 GPUs, or parallel.tensor = 1"
     ]
     (feed_forward,) = problems_of(
         "--parallel.tensor=8", "--model.num_heads=8", "--model.hidden_size=72", "--model.ffn_hidden_size=12"
@@ -242,13 +266,7 @@ def test_every_problem_at_once():
     keys = [problem.split(" = ")[0] for problem in problems]
     assert keys == [
         *("model.vocab_size", "model.num_heads", "parallel.tensor", "parallel.tensor", "parallel.tensor"),
-        *(
-            "parallel.sequence_parallel",
-            "parallel.pipeline",
-            "parallel.tensor",
-            "parallel.zero_stage",
-            "parallel.zero_stage",
-        ),
+        *("parallel.sequence_parallel", "parallel.tensor", "parallel.zero_stage"),
         *("train.batch_tokens", "data.split", "train.warmup_tokens"),
     ]
 
@@ -263,7 +281,8 @@ def test_a_tokenizer_larger_than_the_vocabulary():
 
 OFFERS = [
     (("--parallel.tensor=16",), "parallel.tensor", 16),
-    (("--parallel.pipeline=3", "--train.batch_tokens=12288"), "parallel.pipeline", 24),
+    (("--parallel.pipeline=5", "--train.batch_tokens=12288"), "parallel.pipeline", 24),
+    (("--parallel.context=3", "--train.batch_tokens=12288"), "parallel.context", 24),
     (("--train.micro_batch_size=3",), "train.micro_batch_size", 8),
     (("--train.batch_tokens=5000",), "train.batch_tokens", 1),
     (("--train.batch_tokens=4032",), "train.batch_tokens", 8),

@@ -26,7 +26,7 @@ def evaluated(arguments: list[str]) -> tuple[float, int, int]:
     assert prepared.data.validation is not None
     (held_out,) = prepared.data.validation.parts
     layout = prepared.plan.layout
-    mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages)
+    mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context)
     totals = evaluate(prepared, held_out, mesh, build_engine(prepared.plan, mesh))
     return totals.loss_sum, totals.num_tokens, held_out.num_sequences
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import warnings
 from pathlib import Path
 
@@ -161,9 +162,12 @@ def test_wandb_offline_writes_into_the_run_folder(tmp_path, no_network):
     sink.write(evaluation_record(1))
     sink.close()
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    (content,) = (path.read_bytes() for path in offline.glob("*.wandb"))
+    (file,) = offline.glob("*.wandb")
     for text in (b"train/loss", b"validation/unigram_entropy", b"try"):
-        assert text in content
+        deadline = time.monotonic() + 30  # wandb's own process goes on writing for a moment
+        while text not in file.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert text in file.read_bytes()
     run_id = (tmp_path / "run" / "wandb-id").read_text()
     assert offline.name.endswith(run_id)
 
