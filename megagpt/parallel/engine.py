@@ -20,6 +20,7 @@ from megagpt.parallel.cpu import patch_deepspeed_for_cpu
 from megagpt.parallel.mcore_config import McoreConfig
 from megagpt.parallel.mesh import DeepSpeedMesh, Mesh
 from megagpt.parallel.schedule import ScheduleChunk, TokenLoss, make_chunks, run_schedule
+from megagpt.parallel.trace import StepTracer
 
 # keys of DeepSpeed's optimizer state_dict (checkpoint/constants.py)
 _LOSS_SCALER = "loss_scaler"
@@ -110,13 +111,13 @@ class Engine:
         self._chunks: list[ScheduleChunk] = make_chunks(len(chunks), self._forward_chunk, mcore)
 
     def forward_backward(
-        self, micro_batches: list[Batch], loss_weight: float, dropout_seed: int | None
+        self, micro_batches: list[Batch], loss_weight: float, dropout_seed: int | None, tracer: StepTracer | None = None
     ) -> list[TokenLoss]:
         """Accumulate the gradients of one step's micro-batches. Sends and receives over the pipeline group."""
         self.module.train()
         self.deepspeed.set_gradient_accumulation_boundary(False)
         self._forwards_left = len(micro_batches)
-        return run_schedule(self._chunks, self.mesh, micro_batches, loss_weight, dropout_seed, forward_only=False)
+        return run_schedule(self._chunks, self.mesh, micro_batches, loss_weight, dropout_seed, False, tracer)
 
     def evaluate(self, micro_batches: list[Batch]) -> list[TokenLoss]:
         """Losses without dropout or gradients. Sends and receives over the pipeline group."""
@@ -145,7 +146,7 @@ class Engine:
         """
         if self._fp16:
             return True
-        norms = torch._foreach_norm(self._held_gradients())
+        norms = torch._foreach_norm(held) if (held := self._held_gradients()) else [torch.zeros(())]
         return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
     def update(self, lr: float) -> UpdateResult:
@@ -158,6 +159,7 @@ class Engine:
             self.deepspeed.allreduce_gradients()
         norm = self._clip_unpartitioned() if self.zero_stage == 0 else None
         self.deepspeed.step()
+        self._broadcast_tied_table()
         if norm is None:
             norm = float(self.deepspeed.get_global_grad_norm())
         return UpdateResult(norm, lr, bool(self.deepspeed.was_step_applied()), loss_scale)
@@ -217,6 +219,18 @@ class Engine:
             self.optimizer.load_state_dict(by_data_rank, load_optimizer_states=True, load_from_fp32_weights=True)
             if self.zero_stage == 3:
                 self.optimizer.checkpoint_event_epilogue()
+        self._broadcast_tied_table()
+
+    def _broadcast_tied_table(self) -> None:
+        """Send the first stage's token table to the last, which has a copy of it. Broadcasts over the embedding group.
+
+        Both ends updated it with the same gradient, but for the order in which data ranks were summed: that follows from
+        a gradient's place in DeepSpeed's buffers, and from three data ranks on the copies would drift apart by roundings.
+        """
+        group = self.mesh.embedding_group
+        if group is not None:
+            table = self.named_parameters["embedding.tokens.weight"].data
+            dist.broadcast(table, src=dist.get_process_group_ranks(group)[0], group=group)
 
     def _sum_over_tensor_ranks_in_backward(self) -> None:
         """Sum each norm's gradient over the tensor group as it appears, before DeepSpeed's own hook shards it.
@@ -253,8 +267,12 @@ class Engine:
         return norm
 
     def _held_gradients(self) -> list[Tensor]:
+        """All that this rank holds of gradients; of those that were moved to host memory, the norms taken before."""
         if self.zero_stage < 2:
             return [self.gradient(parameter) for parameter in self.named_parameters.values()]
+        offloaded = getattr(self.optimizer, "norm_for_param_grads", None)
+        if offloaded:
+            return list(offloaded.values())
         return [g for shards in self.optimizer.averaged_gradients.values() for g in shards if g is not None]
 
     def _forward_chunk(self, number: int, batch: Batch, hidden: Tensor | None, dropout_seed: int | None) -> Tensor:

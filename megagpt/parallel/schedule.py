@@ -6,6 +6,7 @@ and the engine put them.
 """
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from megagpt.data.batch import Batch
 from megagpt.kernels.dropout import mix
 from megagpt.parallel.mcore_config import McoreConfig
 from megagpt.parallel.mesh import Mesh
+from megagpt.parallel.trace import StepTracer
 
 
 class TokenLoss(NamedTuple):
@@ -57,23 +59,30 @@ def run_schedule(
     loss_weight: float,
     dropout_seed: int | None,
     forward_only: bool,
+    tracer: StepTracer | None = None,
 ) -> list[TokenLoss]:
     """Run one step's micro-batches; every rank calls it. Sends and receives over the pipeline group.
 
     Each loss is multiplied by `loss_weight` before its backward pass. Micro-batch m uses a dropout seed derived from
     `dropout_seed` (one for this step and data rank) and m. Returns one TokenLoss a micro-batch on the last stage,
-    nothing on the others.
+    nothing on the others. `tracer` records the passes; with one, all ranks begin together.
     """
 
     def forward_step(numbered: Iterator[tuple[int, Batch]], chunk: ScheduleChunk) -> tuple[Tensor, Any]:
         number, batch = next(numbered)
         seed = None if dropout_seed is None else mix(dropout_seed, number)
-        return chunk(batch, seed), partial(_weigh_loss, batch.loss_mask, loss_weight)
+        output = chunk(batch, seed)
+        if tracer is not None:
+            tracer.follow(chunk.number, number, output)
+        return output, partial(_weigh_loss, batch.loss_mask, loss_weight)
 
     micro_batches = [batch.to(mesh.device) for batch in micro_batches]
     sequences, length = micro_batches[0].tokens.shape
+    if tracer is not None:
+        chunks = _timed(chunks, tracer)
+        tracer.start()
     with torch.set_grad_enabled(not forward_only):
-        return get_forward_backward_func()(
+        losses: list[TokenLoss] = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=[iter(enumerate(micro_batches)) for _ in chunks],
             model=list(chunks),
@@ -82,11 +91,21 @@ def run_schedule(
             micro_batch_size=sequences,
             forward_only=forward_only,
         )
+    if tracer is not None:
+        tracer.end()
+    return losses
 
 
 def make_chunks(num_chunks: int, forward_chunk: ForwardFunction, config: McoreConfig) -> list[ScheduleChunk]:
     """The chunks of this rank, one unless the schedule is interleaved."""
     return [ScheduleChunk(number, forward_chunk, config) for number in range(num_chunks)]
+
+
+def _timed(chunks: list[ScheduleChunk], tracer: StepTracer) -> list[ScheduleChunk]:
+    """The same chunks with a config of their own, through which the schedule tells the tracer of its passes."""
+    config = copy(chunks[0].config)
+    config.timers = tracer.timer
+    return make_chunks(len(chunks), chunks[0].forward_chunk, config)
 
 
 def _weigh_loss(loss_mask: Tensor, weight: float, losses: Tensor) -> tuple[Tensor, Tensor, TokenLoss]:

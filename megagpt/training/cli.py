@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         options, unknown = _parser().parse_known_args([word for word in own if not word.startswith("--local_rank")])
         if unknown:
             flags = [word for word in unknown if word.startswith("-")] or unknown
-            raise ConfigError([unknown_argument(word, ["--help"]) for word in flags])
+            raise ConfigError([unknown_argument(word, ["--trace", "--help"]) for word in flags])
         loaded = load_config(options.config, config_arguments)
 
         from megagpt.training.prepare import prepare_run
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 
         status = _STOPPED
         describe_start(prepared, console)
-        run_training(prepared, console)
+        run_training(prepared, console, options.trace)
     except (MegagptError, PermissionError) as raised:
         error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         _wait_for_turn(rank)
@@ -73,9 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="megagpt train",
         description="Trains a configuration. Start it under torchrun, srun or deepspeed for more than one rank.",
-        usage="megagpt train CONFIG [--section.key VALUE ...]",
+        usage="megagpt train CONFIG [--trace] [--section.key VALUE ...]",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, or the name of a shipped one such as gpt3-base")
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="write RUN/trace.json: what every rank did when in the session's second and third step",
+    )
     config_arguments_help(parser)
     return parser

@@ -13,6 +13,7 @@ from megagpt.parallel.replicas import ReplicaCheck
 from megagpt.training.evaluate import evaluate
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.recorder import Recorder
+from megagpt.training.run_trace import RunTrace
 from megagpt.training.snapshot import take_snapshot
 from megagpt.training.totals import StepTotals, dropout_seed, reduce_num_loss_tokens, reduce_step_totals
 
@@ -26,6 +27,7 @@ class TrainingRun:
     engine: Engine
     recorder: Recorder
     console: Console  # silent on other ranks than 0
+    trace: RunTrace
 
 
 def train(run: TrainingRun, first_step: int) -> None:
@@ -45,11 +47,13 @@ def train(run: TrainingRun, first_step: int) -> None:
         micro_batches = stream.micro_batches(plan.step_batch(step))
         # DeepSpeed averages over the gradient ranks: the weight makes that a sum over all tokens that count
         loss_weight = mesh.gradient_size / reduce_num_loss_tokens(micro_batches, mesh)
-        losses = engine.forward_backward(micro_batches, loss_weight, dropout_seed(seed, step, mesh.data_rank))
+        step_seed = dropout_seed(seed, step, mesh.data_rank)
+        losses = engine.forward_backward(micro_batches, loss_weight, step_seed, run.trace.of_step(step))
         engine.reduce_model_parallel_gradients()
         totals = reduce_step_totals(losses, engine.local_gradients_finite(), step, mesh)
         update = engine.update(plan.learning_rate(step))
         recorder.end_step(step, totals, update)
+        run.trace.end_step(step)
         done = step + 1
         replicas.check_when_due(done)
         if _due(done, plan.config.evaluation.interval_steps, plan.num_steps):

@@ -21,11 +21,15 @@ from megagpt.training.loop import TrainingRun, train
 from megagpt.training.metrics import MetricsSink, open_sinks, write_run_config
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.recorder import Recorder
+from megagpt.training.run_trace import TRACE_FILE, RunTrace, traced_steps
 from megagpt.training.terminal import TerminalSink
 
 
-def run_training(prepared: PreparedRun, console: Console) -> None:
-    """Start the ranks, build the model, continue from the checkpoint if there is one, and train to the end."""
+def run_training(prepared: PreparedRun, console: Console, trace: bool = False) -> None:
+    """Start the ranks, build the model, continue from the checkpoint if there is one, and train to the end.
+
+    `trace`: write RUN/trace.json, what every rank did in two of the first steps.
+    """
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")  # about packages that are optional, and renamings
     plan = prepared.plan
     first_step = prepared.resume_from[1].step if prepared.resume_from else 0
@@ -49,8 +53,10 @@ def run_training(prepared: PreparedRun, console: Console) -> None:
             f"no MFU: the dense {plan.config.train.precision} peak of {name} is not in the table", highlight=False
         )
     recorder = Recorder(plan, sinks, peak, lambda trouble: _print_trouble(console, trouble))
+    steps = traced_steps(first_step, plan.num_steps) if trace else range(0)
+    run_trace = RunTrace(mesh, steps, prepared.folder / TRACE_FILE, console)
     try:
-        train(TrainingRun(prepared, mesh, engine, recorder, console), first_step)
+        train(TrainingRun(prepared, mesh, engine, recorder, console, run_trace), first_step)
     finally:
         recorder.close()
     destroy_mesh()

@@ -95,7 +95,7 @@ def save_with(monkeypatch, save, done: int) -> str:
     monkeypatch.setattr(loop, "save_checkpoint", save)
     plan = SimpleNamespace(num_steps=10, config=SimpleNamespace(checkpoint=SimpleNamespace(keep=2)))
     prepared = SimpleNamespace(checkpoints=Path("x"), plan=plan)
-    loop._save(loop.TrainingRun(prepared, None, None, None, console), done, 1.0)  # type: ignore[arg-type]
+    loop._save(loop.TrainingRun(prepared, None, None, None, console, None), done, 1.0)  # type: ignore[arg-type]
     return console.file.getvalue()
 
 
