@@ -144,7 +144,7 @@ def make_plan(
         notes=_notes(loaded, batches),
     )
     if gpu_memory_gib is not None and plan.peak_memory.total_bytes > gpu_memory_gib * GIB:
-        raise ConfigError(_memory_problem(loaded, plan, gpu_memory_gib))
+        raise ConfigError(memory_problem(loaded, plan, f"the {gpu_memory_gib:g} GiB it has"))
     return plan
 
 
@@ -181,12 +181,13 @@ def _notes(loaded: LoadedConfig, batches: BatchPlan) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _memory_problem(loaded: LoadedConfig, plan: RunPlan, gpu_memory_gib: float) -> str:
+def memory_problem(loaded: LoadedConfig, plan: RunPlan, available: str) -> str:
+    """What to say of a plan that needs more memory than there is; `available` in words."""
     memory = plan.peak_memory
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.parts)
     keys = ["parallel.tensor", "parallel.pipeline", "parallel.zero_stage", "train.micro_batch_size", "train.recompute"]
     return (
         f"a GPU of pipeline rank {memory.pipeline_rank} needs {memory.total_bytes / GIB:.2f} GiB ({parts}), more than "
-        f"the {gpu_memory_gib:g} GiB it has; use more tensor or pipeline ranks, a higher ZeRO stage, a smaller "
+        f"{available}; use more tensor or pipeline ranks, a higher ZeRO stage, a smaller "
         f"micro-batch or more recomputation than {', '.join(loaded.describe(key) for key in keys)}"
     )

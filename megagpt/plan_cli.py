@@ -13,7 +13,7 @@ from megagpt.config import RunConfig
 from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments, unknown_argument
 from megagpt.config_file import load_config
 from megagpt.errors import ConfigError, MegagptError, no_rights
-from megagpt.plan import make_plan
+from megagpt.plan_gpus import plan_on_cluster
 from megagpt.plan_report import print_plan
 
 _PIPE_WIDTH = 120
@@ -30,7 +30,7 @@ def run_plan_command(argv: list[str]) -> int:
             flags = [argument for argument in unknown if argument.startswith("-")] or unknown
             raise ConfigError([unknown_argument(argument, _FLAGS) for argument in flags])
         loaded = load_config(options.config, config_arguments)
-        plan = make_plan(loaded, options.gpus, tokenizer_vocab_size(loaded.config), options.gpu_memory)
+        plan = plan_on_cluster(loaded, options.gpus, tokenizer_vocab_size(loaded.config), options.gpu_memory)
     except (MegagptError, PermissionError) as raised:
         error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
@@ -65,12 +65,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, or the name of a shipped one such as gpt3-175b")
-    parser.add_argument("--gpus", type=_positive_int, default=1, help="number of GPUs or ranks (default: 1)")
+    parser.add_argument(
+        "--gpus", type=_positive_int, default=None, help="number of GPUs or ranks (default: cluster.num_gpus, or 1)"
+    )
     parser.add_argument(
         "--gpu-memory",
         type=_positive_gib,
         default=None,
-        help="GiB of one GPU; the plan must fit (default: not checked)",
+        help="GiB of one GPU; the plan must fit (default: most of that of cluster.gpu, or not checked)",
     )
     config_arguments_help(parser)
     return parser
