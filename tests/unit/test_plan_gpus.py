@@ -54,9 +54,6 @@ def test_a_plan_over_the_share_of_the_memory_is_refused():
 
 @pytest.mark.parametrize(
     ("name", "offered"),
-)
-@pytest.mark.parametrize(
-    ("name", "offered"),
     [("A100-80", "A100-80G"), ("h200", "use H200,"), ("x", "A100-80G, H100-80G or H200")],
 )
 def test_an_unknown_gpu_is_refused_with_the_names(name, offered):
