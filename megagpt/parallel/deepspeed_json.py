@@ -2,24 +2,20 @@
 
 from typing import Any
 
+from megagpt.config import ParallelSection, TrainSection
+
 # DeepSpeed measures the global gradient norm only where it clips; this bound never clips
 NO_CLIPPING = 1e30
 
 
-def make_deepspeed_config(
-    precision: str,
-    zero_stage: int,
-    clip_grad: float,
-    fp16_initial_scale_power: int,
-    fp16_scale_window_steps: int,
-) -> dict[str, Any]:
+def make_deepspeed_config(train: TrainSection, parallel: ParallelSection) -> dict[str, Any]:
     """The dict that `deepspeed.initialize` takes as its JSON.
 
     Batch sizes are 1: megatron-core's schedule runs the micro-batches and our loss is already divided, so DeepSpeed
     must neither count nor divide (its train_batch_size would follow the data-parallel size).
     """
-    clip = clip_grad if clip_grad > 0 else NO_CLIPPING
-    partitioned = zero_stage > 0
+    clip = train.clip_grad if train.clip_grad > 0 else NO_CLIPPING
+    partitioned = parallel.zero_stage > 0
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -33,7 +29,7 @@ def make_deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
         "zero_optimization": {
-            "stage": zero_stage,
+            "stage": parallel.zero_stage,
             # overlapping would reduce inside the backward hooks, before our sums over tensor and embedding groups
             "overlap_comm": False,
             "contiguous_gradients": False,
@@ -41,19 +37,32 @@ def make_deepspeed_config(
             "round_robin_gradients": False,
         },
     }
-    if precision == "bf16":
+    config["zero_optimization"] |= _offloading(parallel)
+    if train.precision == "bf16":
         # accumulate each micro-batch into float32 as its gradient appears, and refuse an update that is not finite
         config["bf16"] = {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    elif precision == "fp16":
+    elif train.precision == "fp16":
         config["fp16"] = {
             "enabled": True,
             "loss_scale": 0,  # dynamic
-            "initial_scale_power": fp16_initial_scale_power,
-            "loss_scale_window": fp16_scale_window_steps,
+            "initial_scale_power": train.fp16_initial_scale_power,
+            "loss_scale_window": train.fp16_scale_window_steps,
             "hysteresis": 2,
             "consecutive_hysteresis": False,
             "min_loss_scale": 1,
         }
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
+
+
+def _offloading(parallel: ParallelSection) -> dict[str, Any]:
+    """The parts of `zero_optimization` that move state out of GPU memory; pinned, so that copies run beside work."""
+    parts: dict[str, Any] = {}
+    if parallel.offload_optimizer != "none":
+        parts["offload_optimizer"] = {"device": parallel.offload_optimizer, "pin_memory": True}
+    if parallel.offload_parameters != "none":
+        parts["offload_param"] = {"device": parallel.offload_parameters, "pin_memory": True}
+        if parallel.offload_parameters == "nvme":
+            parts["offload_param"]["nvme_path"] = parallel.nvme_folder
+    return parts

@@ -224,8 +224,8 @@ class Engine:
     def _broadcast_tied_table(self) -> None:
         """Send the first stage's token table to the last, which has a copy of it. Broadcasts over the embedding group.
 
-        Both ends updated it with the same gradient, but for the order in which data ranks were summed: that follows from
-        a gradient's place in DeepSpeed's buffers, and from three data ranks on the copies would drift apart by roundings.
+        Both ends updated it with the same gradient but for the order in which data ranks were summed, which depends on
+        its place in DeepSpeed's buffers: from three data ranks on, the copies would drift apart by roundings.
         """
         group = self.mesh.embedding_group
         if group is not None:

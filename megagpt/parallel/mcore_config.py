@@ -32,6 +32,7 @@ def make_mcore_config(
         virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,
         # interleaving alternates chunks after this many micro-batches; the pipeline's depth is mcore's own default
         microbatch_group_size_per_vp_stage=mesh.pipeline_size,
+        context_parallel_size=mesh.context_size,
         sequence_parallel=sequence_parallel and mesh.tensor_size > 1,
         params_dtype=dtype,
         pipeline_dtype=dtype,

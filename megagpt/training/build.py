@@ -25,13 +25,7 @@ def build_engine(plan: RunPlan, mesh: Mesh) -> Engine:
         chunk = GPTChunk(build, stage)
         initialise(chunk, plan.spec, plan.config.run.seed, mesh.tensor_rank, mesh.tensor_size)
         chunks.append(chunk)
-    deepspeed_config = make_deepspeed_config(
-        train.precision,
-        layout.zero_stage,
-        train.clip_grad,
-        train.fp16_initial_scale_power,
-        train.fp16_scale_window_steps,
-    )
+    deepspeed_config = make_deepspeed_config(train, plan.config.parallel)
     return Engine(chunks, mesh, mcore, deepspeed_config, make_optimizer(chunks, plan), train.clip_grad)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -66,10 +67,25 @@ def test_optimizer_groups():
         assert group["amsgrad"] is False
 
 
+def deepspeed_config(*arguments: str) -> dict[str, Any]:
+    config = load_config(None, ["--train.precision=fp32", *arguments]).config
+    return make_deepspeed_config(config.train, config.parallel)
+
+
+def test_deepspeed_config_of_offloading():
+    assert not {"offload_optimizer", "offload_param"} & set(deepspeed_config()["zero_optimization"])
+    zero = deepspeed_config("--parallel.zero_stage=3", "--parallel.offload_optimizer=cpu")["zero_optimization"]
+    assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert "offload_param" not in zero
+    nvme = ["--parallel.zero_stage=3", "--parallel.offload_parameters=nvme", "--parallel.nvme_folder=/disk"]
+    zero = deepspeed_config(*nvme)["zero_optimization"]
+    assert zero["offload_param"] == {"device": "nvme", "pin_memory": True, "nvme_path": "/disk"}
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("clip_grad", [0.0, 1.0, 0.5])
 def test_deepspeed_config_clips_where_deepspeed_can(zero_stage, clip_grad):
-    config = make_deepspeed_config("fp32", zero_stage, clip_grad, 16, 1000)
+    config = deepspeed_config(f"--parallel.zero_stage={zero_stage}", f"--train.clip_grad={clip_grad}")
     assert config["zero_optimization"]["stage"] == zero_stage
     if zero_stage == 0:
         assert config["gradient_clipping"] == 0.0, "the engine clips itself"
@@ -78,7 +94,7 @@ def test_deepspeed_config_clips_where_deepspeed_can(zero_stage, clip_grad):
 
 
 def test_deepspeed_config_of_fp32():
-    config = make_deepspeed_config("fp32", 1, 1.0, 16, 1000)
+    config = deepspeed_config()
     assert not {"bf16", "fp16", "data_types"} & set(config)
     assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (1, 1)
     assert config["zero_optimization"]["overlap_comm"] is False
@@ -88,14 +104,16 @@ def test_deepspeed_config_of_fp32():
 
 
 def test_deepspeed_config_of_bf16():
-    config = make_deepspeed_config("bf16", 1, 1.0, 16, 1000)
+    config = deepspeed_config("--train.precision=bf16")
     assert config["bf16"] == {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True}
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert "fp16" not in config
 
 
 def test_deepspeed_config_of_fp16():
-    config = make_deepspeed_config("fp16", 1, 1.0, 12, 77)
+    config = deepspeed_config(
+        "--train.precision=fp16", "--train.fp16_initial_scale_power=12", "--train.fp16_scale_window_steps=77"
+    )
     assert config["fp16"]["enabled"] is True
     assert config["fp16"]["loss_scale"] == 0, "0 means dynamic"
     assert (config["fp16"]["initial_scale_power"], config["fp16"]["loss_scale_window"]) == (12, 77)
@@ -107,7 +125,7 @@ def test_deepspeed_config_of_fp16():
     ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
 def test_mcore_config_precision(precision, dtype):
-    mesh = SimpleNamespace(tensor_size=1, pipeline_size=1, device=torch.device("cpu"))
+    mesh = SimpleNamespace(tensor_size=1, context_size=1, pipeline_size=1, device=torch.device("cpu"))
     config = make_mcore_config(small_spec(), mesh, precision, False, 1)
     assert (config.params_dtype, config.pipeline_dtype) == (dtype, dtype)
     assert (config.fp16, config.bf16) == (precision == "fp16", precision == "bf16")
@@ -118,21 +136,26 @@ def test_mcore_config_precision(precision, dtype):
 
 
 def test_mcore_config_layout():
-    mesh = SimpleNamespace(tensor_size=4, pipeline_size=3, device=torch.device("cpu"))
+    mesh = SimpleNamespace(tensor_size=4, context_size=2, pipeline_size=3, device=torch.device("cpu"))
     config = make_mcore_config(small_spec(), mesh, "bf16", True, 2)
     assert (config.tensor_model_parallel_size, config.pipeline_model_parallel_size) == (4, 3)
+    assert config.context_parallel_size == 2
     assert config.virtual_pipeline_model_parallel_size == 2
     assert config.microbatch_group_size_per_vp_stage == 3
     assert config.sequence_parallel is True
     assert (config.batch_p2p_comm, config.use_cpu_initialization) == (False, True)
     on_gpu = make_mcore_config(
-        small_spec(), SimpleNamespace(tensor_size=1, pipeline_size=2, device=torch.device("cuda")), "bf16", False, 1
+        small_spec(),
+        SimpleNamespace(tensor_size=1, context_size=1, pipeline_size=2, device=torch.device("cuda")),
+        "bf16",
+        False,
+        1,
     )
     assert (on_gpu.batch_p2p_comm, on_gpu.use_cpu_initialization) == (True, False)
 
 
 def test_mcore_config_needs_nothing_that_is_not_installed():
-    mesh = SimpleNamespace(tensor_size=1, pipeline_size=1, device=torch.device("cpu"))
+    mesh = SimpleNamespace(tensor_size=1, context_size=1, pipeline_size=1, device=torch.device("cpu"))
     config = make_mcore_config(small_spec(), mesh, "fp32", False, 1)
     assert config.gradient_accumulation_fusion is False, "needs apex"
     names = {field.name for field in fields(ModelParallelConfig)}
