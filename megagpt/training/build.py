@@ -10,23 +10,37 @@ from megagpt.model.init import initialise
 from megagpt.model.names import parameter_shapes
 from megagpt.parallel.deepspeed_json import make_deepspeed_config
 from megagpt.parallel.engine import Engine
-from megagpt.parallel.mcore_config import make_mcore_config
+from megagpt.parallel.mcore_config import McoreConfig, make_mcore_config
 from megagpt.parallel.mesh import Mesh
 from megagpt.plan import RunPlan
 
 
 def build_engine(plan: RunPlan, mesh: Mesh) -> Engine:
     """This rank's chunks, initialised from the run's seed, in an Engine."""
-    train, layout = plan.config.train, plan.layout
-    mcore = make_mcore_config(plan.spec, mesh, train.precision, layout.sequence_parallel, layout.virtual_stages)
+    train = plan.config.train
+    mcore = make_rank_mcore_config(plan, mesh)
+    chunks = build_chunks(plan, mesh, mcore)
+    deepspeed_config = make_deepspeed_config(train, plan.config.parallel)
+    return Engine(chunks, mesh, mcore, deepspeed_config, make_optimizer(chunks, plan), train.clip_grad)
+
+
+def make_rank_mcore_config(plan: RunPlan, mesh: Mesh) -> McoreConfig:
+    """megatron-core's configuration of a plan."""
+    layout = plan.layout
+    precision = plan.config.train.precision
+    return make_mcore_config(plan.spec, mesh, precision, layout.sequence_parallel, layout.virtual_stages)
+
+
+def build_chunks(plan: RunPlan, mesh: Mesh, mcore: McoreConfig) -> list[nn.Module]:
+    """The model chunks of this rank, initialised from the run's seed."""
+    train = plan.config.train
     build = StageBuild(plan.spec, mesh, mcore, train.recompute, train.recompute_every)
     chunks: list[nn.Module] = []
-    for stage in layout.chunks(mesh.pipeline_rank):
+    for stage in plan.layout.chunks(mesh.pipeline_rank):
         chunk = GPTChunk(build, stage)
         initialise(chunk, plan.spec, plan.config.run.seed, mesh.tensor_rank, mesh.tensor_size)
         chunks.append(chunk)
-    deepspeed_config = make_deepspeed_config(train, plan.config.parallel)
-    return Engine(chunks, mesh, mcore, deepspeed_config, make_optimizer(chunks, plan), train.clip_grad)
+    return chunks
 
 
 def make_optimizer(chunks: list[nn.Module], plan: RunPlan) -> torch.optim.Optimizer:
