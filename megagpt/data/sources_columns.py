@@ -19,27 +19,24 @@ from megagpt.data.sources_plain import cannot_be_read, open_stored, stored_size
 from megagpt.data.sources_types import SIZES, Chunk, Sizes, Texts
 from megagpt.errors import DataError
 
-_BATCH_ROWS = 4096
+_BATCH_ROWS = 128  # so that long texts, which a dictionary may hide behind short codes, stay small together
+_CHUNK_ROWS = 1 << 14
 _READ_BYTES = 1 << 18
 _DECAY_MS = 10
+_POOL, _POOL_VARIABLE = "jemalloc", "ARROW_DEFAULT_MEMORY_POOL"
 
 
 def parquet_chunks(
     file: CorpusFile, number: int, text_key: str, start: int = 0, stop: int | None = None, sizes: Sizes = SIZES
 ) -> Iterator[Chunk]:
     """Rows [start, stop) of the column `text_key`; a chunk lies in one row group. Row groups before `start` are not
-    read. Memory: a page of the column, and a batch of it of about a chunk.
+    read. Memory: a page of the column, packed and unpacked, its dictionary, and the chunks that are in use.
 
     Raises DamagedFile after the chunks of all rows that can be read; damage to a page's values is seen where the file
     has checksums of its pages.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError("reading .parquet files needs the package pyarrow; pip install pyarrow") from error
+    pyarrow = import_pyarrow()
     _check(file)
-    _give_memory_back_soon()
     row = start
     try:
         source = pyarrow.OSFile(file.path)
@@ -57,13 +54,13 @@ def parquet_chunks(
             if following <= start or first >= end:
                 continue
             rows = _batch_rows(metadata.row_group(group), text_key, sizes)
-            for batch in parquet.iter_batches(rows, row_groups=[group], columns=[text_key], use_threads=False):
-                array = batch.column(0)
-                low, high = max(start - first, 0), min(end - first, len(array))
-                first += len(array)
-                for texts in _cut([array[low:high]] if low < high else [], sizes.chunk_bytes):
-                    row, before = row + sum(map(len, texts)), row
-                    yield Chunk(number, before, row, size * row // metadata.num_rows, partial(_load, texts, text_key))
+            batches = parquet.iter_batches(rows, row_groups=[group], columns=[text_key], use_threads=False)
+            rows_left = _RowsWithin(batches, start - first, end - first)
+            for texts in _cut(rows_left, sizes.chunk_bytes):
+                row, before = row + sum(map(len, texts)), row
+                yield Chunk(number, before, row, size * row // metadata.num_rows, partial(_load, texts, text_key))
+            if rows_left.error is not None:
+                raise rows_left.error
     except (pyarrow.ArrowException, OSError) as error:
         _check(file)
         if isinstance(error, OSError) and error.errno:  # the disk's; Arrow's own have no number
@@ -90,6 +87,32 @@ def dataset_chunks(
             yield Chunk(number, before, row, stored, partial(_load, texts, text_key))
 
 
+class _RowsWithin:
+    """Rows [start, stop) of batches of one column, as arrays; ends before an error, which is then in `error`."""
+
+    def __init__(self, batches: Iterator[Any], start: int, stop: int) -> None:
+        self.error: Exception | None = None
+        self._batches = batches
+        self._start = start
+        self._stop = stop
+
+    def __iter__(self) -> Iterator[Any]:
+        first = 0
+        while first < self._stop:
+            try:
+                batch = next(self._batches, None)
+            except Exception as error:
+                self.error = error
+                return
+            if batch is None:
+                return
+            array = batch.column(0)
+            low, high = max(self._start - first, 0), min(self._stop - first, len(array))
+            first += len(array)
+            if low < high:
+                yield array[low:high]
+
+
 def _first_rows(arrays: Iterator[Any], rows: int) -> Iterator[Any]:
     for array in arrays:
         if rows <= 0:
@@ -98,15 +121,28 @@ def _first_rows(arrays: Iterator[Any], rows: int) -> Iterator[Any]:
         rows -= len(array)
 
 
-def _give_memory_back_soon() -> None:
-    """Set up Arrow's memory in this process. A build of 650 MB of text, two workers: 162 MB with this, 196 MB without;
-    decoding takes a tenth longer, and with no delay at all, half as long again where threads free what others made.
-    """
-    import pyarrow
+def import_pyarrow() -> Any:
+    """pyarrow with pyarrow.parquet, its memory set up. Raises DataError where it is not installed.
 
-    if "jemalloc" in pyarrow.supported_memory_backends():
+    All of its memory comes from one allocator that soon gives back what is free, not pages from one and arrays from
+    another: a build of 969 MB of content takes 167 MB so, 198 MB with two. That can only be chosen before the first
+    import, by the environment; where the user has chosen there, or has imported it already, arrays alone are from it.
+    """
+    chosen = os.environ.setdefault(_POOL_VARIABLE, _POOL)
+    try:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.default_memory_pool()
+    except ImportError as error:
+        raise DataError("reading .parquet files needs the package pyarrow; pip install pyarrow") from error
+    finally:
+        if chosen is _POOL:
+            del os.environ[_POOL_VARIABLE]
+    if _POOL in pyarrow.supported_memory_backends():
         pyarrow.set_memory_pool(pyarrow.jemalloc_memory_pool())
         pyarrow.jemalloc_set_decay_ms(_DECAY_MS)
+    return pyarrow
 
 
 def _check(file: CorpusFile) -> None:
@@ -119,7 +155,7 @@ def _check(file: CorpusFile) -> None:
 
 
 def _batch_rows(group: Any, text_key: str, sizes: Sizes) -> int:
-    """How many rows of a row group to decode at once: about a chunk of text."""
+    """How many rows of a row group to decode at once: at most about a chunk of text, as far as its size is known."""
     columns = [group.column(index) for index in range(group.num_columns)]
     text_bytes = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_key)
     return max(1, min(_BATCH_ROWS, sizes.chunk_bytes * group.num_rows // max(text_bytes, 1)))
@@ -133,25 +169,27 @@ def _missing_column(number: int, size: int, text_key: str, present: Sequence[str
 
 
 def _cut(arrays: Iterable[Any], chunk_bytes: int) -> Iterator[list[Any]]:
-    """The rows of `arrays` in groups of at most `chunk_bytes` of text, or one row; each group as slices of arrays.
+    """The rows of `arrays` in groups of at most `chunk_bytes` of text and _CHUNK_ROWS rows, or one row; each group as
+    slices of arrays.
 
     Where a group ends follows from where it starts.
     """
     group: list[Any] = []
-    room = chunk_bytes
+    room, rows = chunk_bytes, _CHUNK_ROWS
     for array in map(_plain, arrays):
         ends = _text_ends(array)
         low = 0
         while low < len(array):
             before = int(ends[low - 1]) if low else 0
             high = int(np.searchsorted(ends, before + room, side="right"))
-            high = max(high, low if group else low + 1)
+            high = min(max(high, low if group else low + 1), low + rows)
             if high > low:
                 group.append(array[low:high])
                 room -= int(ends[high - 1]) - before
+                rows -= high - low
             if high < len(array):
                 yield group
-                group, room = [], chunk_bytes
+                group, room, rows = [], chunk_bytes, _CHUNK_ROWS
             low = high
     if group:
         yield group

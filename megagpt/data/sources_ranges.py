@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from megagpt.data.corpus import STANDARD_INPUT, CorpusFile
+from megagpt.data.sources_columns import import_pyarrow
 from megagpt.data.sources_types import FileRange
 from megagpt.errors import DataError
 
@@ -87,9 +88,7 @@ def _blocks(file: CorpusFile) -> _Blocks | None:
         return _Blocks(range(num_rows), range(1, 2 * num_rows, 2), num_rows)
     if not file.path.endswith(".parquet"):
         return None
-    import pyarrow
-    import pyarrow.parquet
-
+    pyarrow = import_pyarrow()
     try:
         metadata = pyarrow.parquet.ParquetFile(file.path).metadata
     except (pyarrow.ArrowException, OSError):

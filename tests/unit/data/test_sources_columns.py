@@ -1,6 +1,7 @@
 """Chunks of parquet files and Hugging Face datasets: every row once, whatever its type, and reading that goes on."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from megagpt.data.documents import read_documents
 from megagpt.data.sources import Chunk, DamagedFile, Sizes, Texts, assign_ranges, chunks, line_of
 from megagpt.data.sources_datasets import column_arrays, load_dataset
 from megagpt.errors import DataError
+from megagpt.tokenizer.sentencepiece import SentencePieceTokenizer
 from tests.unit.data.test_sources import property_test, read
+from tests.unit.tokenizer.toy import toy_texts
 
 SIZES = Sizes(chunk_bytes=20, long_line_bytes=40)
 Rows = list[str | None]
@@ -96,7 +99,7 @@ def test_parquet(tmp_path: Path, kind: str, rows: Rows, row_group_size: int, dat
 
 
 def test_arrow_buffers_are_not_copied(tmp_path: Path) -> None:
-    file = write_parquet(tmp_path / "c.parquet", pyarrow.array(["ab", "cd", "ef"] * 20))
+    file = write_parquet(tmp_path / "c.parquet", pyarrow.array(["ab" * 5, "cd" * 5, "ef" * 5] * 20))
     first, second, *_ = (chunk.load() for chunk in read(file, tmp_path, sizes=SIZES))
     assert isinstance(first, Texts)
     assert isinstance(second, Texts)
@@ -104,6 +107,49 @@ def test_arrow_buffers_are_not_copied(tmp_path: Path) -> None:
     assert second.offsets[0] == first.offsets[-1] == 20, "both look at the same buffer"
     addresses = {np.frombuffer(payload.data, np.uint8).ctypes.data for payload in (first, second)}
     assert len(addresses) == 1
+
+
+def test_rows_of_a_chunk_are_limited_however_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megagpt.data.sources_columns._CHUNK_ROWS", 7)
+    rows: Rows = ["", None] * 10
+    file = write_parquet(tmp_path / "c.parquet", pyarrow.array(rows))
+    found = read(file, tmp_path)
+    assert texts_of(found) == rows
+    assert [chunk.stop for chunk in found] == [7, 14, 20]
+
+
+_MEMORY_BUILD = """
+import re, sys
+from pathlib import Path
+from megagpt.data.builder import build_dataset
+from megagpt.tokenizer import load_tokenizer
+
+build_dataset([sys.argv[1]], sys.argv[2], load_tokenizer(sys.argv[3]), workers=2)
+import pyarrow
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1)
+print(pyarrow.default_memory_pool().backend_name, int(peak) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+def test_a_build_of_parquet_is_small(tmp_path: Path, toy_tokenizer: SentencePieceTokenizer) -> None:
+    pytest.importorskip("megagpt.native._encoder", reason="the library's memory grows with a document")
+    text = "\n".join(toy_texts(6000))
+    rows = [text[1000 * number :][:30_000] for number in range(9)]  # 80 KB each, behind one-byte codes of a dictionary
+    file = write_parquet(tmp_path / "c.parquet", pyarrow.array(rows * 220))
+    assert file.size_bytes is not None
+    assert file.size_bytes < 1_000_000
+    environment = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
+    child = subprocess.run(
+        [sys.executable, "-c", _MEMORY_BUILD, file.path, tmp_path / "d", toy_tokenizer.path],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        env=environment,
+    )
+    pool, peak = child.stdout.split()
+    assert pool == "jemalloc" or "jemalloc" not in pyarrow.supported_memory_backends()
+    assert int(peak) < 200_000_000, peak
 
 
 def test_rows_that_are_no_text(tmp_path: Path) -> None:
