@@ -1,24 +1,30 @@
 """Memory of one GPU by part, from documented formulae. An estimate to choose a layout by, not a measurement.
 
 In: model, layout, train section, micro-batches a step. Out: GpuMemory for a pipeline rank. Legend:
-B micro-batch, S sequence, H hidden, F feed-forward, N heads, V padded vocabulary, t tensor and D data ranks,
-P parameters on the rank, e bytes of a weight or activation (fp32: 4, bf16 and fp16: 2).
+B micro-batch, S sequence (a context rank's part of it), H hidden, F feed-forward, N heads, V padded vocabulary,
+t tensor ranks, D data times context ranks, P parameters on the rank, e bytes of a weight or activation (fp32: 4, bf16
+and fp16: 2).
 
-weights      e P; ZeRO 3: e P / D, and one gathered layer or embedding
+weights      e P; ZeRO 3: e P / D, and one gathered layer or embedding; that alone with offload_parameters
 gradients    4 P: micro-batches are added up in fp32 whatever the precision (parallel/deepspeed_json.py); from ZeRO 2 on
-             4 P / D
+             4 P / D, or nothing with offload_optimizer, which takes them to host memory too
 optimizer    fp32 AdamW moments 8 P, and the fp32 master copy 4 P that DeepSpeed keeps with ZeRO 1 to 3, in fp32 too;
-             divided by D from ZeRO 1 on. Rajbhandari et al. 2020 (ZeRO), §3 and §5.
+             divided by D from ZeRO 1 on. Rajbhandari et al. 2020 (ZeRO), §3 and §5. Nothing with offload_optimizer
+host         offload_optimizer: (12 + 4 + e) P / D for moments, master copy, fp32 gradients and the buffer of updated
+             weights, and from ZeRO 2 on 4 P / D more where micro-batches are added up (DeepSpeed, zero/stage_1_and_2.py
+             accumulated_grads_in_cpu, zero/stage3.py grad_partitions_flat_buffer). offload_parameters: e P / D in host
+             memory, or for "nvme" in files, with 5 buffers of 10^8 values (zero/offload_config.py)
 activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, without its 5 N S term: the scores stay in
              the fused attention kernel. Whole on each tensor rank, or divided by t with sequence parallelism: 4 e H for
              the inputs of two norms, QKV and feed-forward, and 2 e H of dropout masks where hidden_dropout > 0 (ours
              are kept in the format of the values, the paper's in a byte). Divided by t: 4 e H for Q, K, V and the input
              of the output projection, 2 e F around the GELU, and 4 N for the kernel's log-sum-exp. Recompute
-             "selective" drops those last 4 N alone, as a fused kernel keeps no scores anyway. "full" keeps e H a layer
-             (divided by t with sequence parallelism) and all of the one layer that is being recomputed.
+             "selective" drops those last 4 N alone, as a fused kernel keeps no scores anyway. "full" keeps e H of a
+             recomputed layer (divided by t with sequence parallelism) and all of the one that is being recomputed.
              tests/parallel/test_plan_memory.py compares this with what autograd saves for a layer on the CPU.
              The first stage adds its embedding dropout mask, the last the inputs of the final norm and of the head.
-             Each is held for as many micro-batches as the schedule has in flight (see `chunks_in_flight`).
+             Each is held for as many micro-batches as the schedule has in flight (see `chunks_in_flight`); where a
+             rank's chunks have unequal numbers of layers, the largest one counts.
 logits       B S V / t of 2 e bytes: the logits and the softmax kept for the backward pass, then that and the gradient;
              the cross-entropy's fp32 values exist for a block of rows at a time
 
@@ -30,12 +36,13 @@ from dataclasses import dataclass
 from megagpt.config import TrainSection
 from megagpt.model.cost import count_embedding_parameters, count_head_parameters, count_layer_parameters
 from megagpt.model.spec import ModelSpec
-from megagpt.plan_layout import Layout
+from megagpt.plan_layout import Layout, StagePlan
 
 GIB = 2**30
 _GRADIENT_BYTES = 4
 _MASTER_BYTES = 4
 _MOMENTS_BYTES = 8
+_NVME_BUFFER_VALUES = 5 * 10**8
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,12 @@ class GpuMemory:
     optimizer_bytes: int
     activations_bytes: int
     logits_bytes: int
+    host_bytes: int = 0  # of host memory, for each GPU
+    disk_bytes: int = 0  # of files, for each GPU
 
     @property
     def parts(self) -> tuple[tuple[str, int], ...]:
-        """(name, bytes) of each part."""
+        """(name, bytes) of each part in GPU memory."""
         return (
             ("weights", self.weights_bytes),
             ("gradients", self.gradients_bytes),
@@ -62,7 +71,7 @@ class GpuMemory:
 
     @property
     def total_bytes(self) -> int:
-        """Sum of the parts."""
+        """Sum of the parts in GPU memory."""
         return sum(size for _, size in self.parts)
 
 
@@ -100,21 +109,39 @@ def estimate_memory(
     parameters = rank_parameters(spec, layout, pipeline_rank)
     shards = [layout.gradient_ranks if layout.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     optimizer_shards, gradient_shards, weight_shards = shards
+    offloads_optimizer = layout.offload_optimizer != "none"
     state_bytes = _MOMENTS_BYTES + (_MASTER_BYTES if layout.zero_stage >= 1 else 0)
-    weights = _ceil_divide(value_bytes * parameters, weight_shards)
+    weights = _ceil_divide(value_bytes * parameters, weight_shards) if layout.offload_parameters == "none" else 0
     if layout.zero_stage == 3:
         layer = count_layer_parameters(spec, layout.tensor)
         weights += value_bytes * max(layer, count_embedding_parameters(spec, layout.tensor))
+    gradients = _ceil_divide(_GRADIENT_BYTES * parameters, gradient_shards)
     has_head = any(stage.has_head for stage in layout.chunks(pipeline_rank))
-    logits = train.micro_batch_size * spec.sequence_length * (spec.padded_vocab_size // layout.tensor)
+    tokens = train.micro_batch_size * spec.sequence_length // layout.context
+    logits = tokens * (spec.padded_vocab_size // layout.tensor)
     return GpuMemory(
         pipeline_rank,
         weights_bytes=weights,
-        gradients_bytes=_ceil_divide(_GRADIENT_BYTES * parameters, gradient_shards),
-        optimizer_bytes=_ceil_divide(state_bytes * parameters, optimizer_shards),
+        gradients_bytes=0 if offloads_optimizer and layout.zero_stage >= 2 else gradients,
+        optimizer_bytes=0 if offloads_optimizer else _ceil_divide(state_bytes * parameters, optimizer_shards),
         activations_bytes=_activation_bytes(spec, layout, train, pipeline_rank, num_micro_batches),
         logits_bytes=2 * value_bytes * logits if has_head else 0,
+        host_bytes=_host_bytes(layout, value_bytes, parameters),
+        disk_bytes=_ceil_divide(value_bytes * parameters, weight_shards) if layout.offload_parameters == "nvme" else 0,
     )
+
+
+def _host_bytes(layout: Layout, value_bytes: int, parameters: int) -> int:
+    total = 0
+    if layout.offload_optimizer == "cpu":
+        per_parameter = _MOMENTS_BYTES + _MASTER_BYTES + _GRADIENT_BYTES + value_bytes
+        per_parameter += _GRADIENT_BYTES if layout.zero_stage >= 2 else 0
+        total += _ceil_divide(per_parameter * parameters, layout.gradient_ranks)
+    if layout.offload_parameters == "cpu":
+        total += _ceil_divide(value_bytes * parameters, layout.gradient_ranks)
+    if layout.offload_parameters == "nvme":
+        total += _NVME_BUFFER_VALUES * value_bytes
+    return total
 
 
 def layer_activation_bytes(spec: ModelSpec, layout: Layout, train: TrainSection) -> int:
@@ -133,19 +160,26 @@ def _activation_bytes(
 ) -> int:
     value_bytes = 4 if train.precision == "fp32" else 2
     layer = layer_activation_bytes(spec, layout, train)
-    layers_per_chunk = layout.stages[0].num_layers
     chunks = chunks_in_flight(layout, pipeline_rank, num_micro_batches)
     residual = _ceil_divide(value_bytes * spec.hidden_size, _sequence_shards(layout))
-    if train.recompute == "full":
-        per_token = chunks * layers_per_chunk * residual + layer
-    else:
-        per_token = chunks * layers_per_chunk * layer
+    kept = [
+        stage.num_layers * layer - _recomputed_layers(stage, train) * (layer - residual)
+        for stage in layout.chunks(pipeline_rank)
+    ]
+    per_token = chunks * max(kept) + (layer if train.recompute == "full" else 0)
     for stage in layout.chunks(pipeline_rank):
         if stage.has_embedding and spec.hidden_dropout > 0:
             per_token += min(_ceil_divide(chunks, layout.virtual_stages), num_micro_batches) * residual
         if stage.has_head:
             per_token += 2 * residual
-    return train.micro_batch_size * spec.sequence_length * per_token
+    return train.micro_batch_size * spec.sequence_length // layout.context * per_token
+
+
+def _recomputed_layers(stage: StagePlan, train: TrainSection) -> int:
+    if train.recompute != "full":
+        return 0
+    layers = range(stage.first_layer, stage.first_layer + stage.num_layers)
+    return sum(layer % train.recompute_every == 0 for layer in layers)
 
 
 def _sequence_shards(layout: Layout) -> int:

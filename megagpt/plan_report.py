@@ -138,13 +138,23 @@ def _batches_table(plan: RunPlan) -> Table:
 
 def _memory_table(plan: RunPlan) -> Table:
     names = [name for name, _ in plan.peak_memory.parts]
-    table = _table("Memory of each GPU, GiB", "pipeline rank", *names, "sum")
     rows: list[GpuMemory] = list(plan.memory)
+    elsewhere = [
+        name
+        for name, used in (
+            ("host memory", any(row.host_bytes for row in rows)),
+            ("files", any(row.disk_bytes for row in rows)),
+        )
+        if used
+    ]
+    table = _table("Memory of each GPU, GiB", "pipeline rank", *names, "sum", *elsewhere)
     if len(rows) > _SHOWN_ROWS:
         kept = {0, plan.peak_memory.pipeline_rank, len(rows) - 1}
         rows = [row for row in rows if row.pipeline_rank in kept]
     for row in rows:
         fullest = " (fullest)" if len(rows) > 1 and row is plan.peak_memory else ""
         sizes = [f"{size / GIB:.2f}" for _, size in row.parts]
-        table.add_row(f"{row.pipeline_rank}{fullest}", *sizes, f"{row.total_bytes / GIB:.2f}")
+        beside = {"host memory": row.host_bytes, "files": row.disk_bytes}
+        sizes += [f"{size / GIB:.2f}" for size in (row.total_bytes, *(beside[name] for name in elsewhere))]
+        table.add_row(f"{row.pipeline_rank}{fullest}", *sizes)
     return table

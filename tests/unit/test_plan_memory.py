@@ -70,6 +70,46 @@ def test_full_recompute_keeps_layer_inputs_and_one_layer():
     assert gpu.activations_bytes == S * (LAYERS * 2 * H + (32 * H + 4 * HEADS) + 4 * H)
 
 
+def test_every_second_layer_recomputed():
+    (gpu,) = memory("--train.recompute=full", "--train.recompute_every=2")
+    layer = 32 * H + 4 * HEADS
+    assert gpu.activations_bytes == S * (LAYERS // 2 * 2 * H + LAYERS // 2 * layer + layer + 4 * H)
+    (gpu,) = memory("--train.recompute=full", "--train.recompute_every=3")  # layers 0, 3 and 6
+    assert gpu.activations_bytes == S * (3 * 2 * H + (LAYERS - 3) * layer + layer + 4 * H)
+
+
+def test_context_ranks_divide_tokens_and_share_the_states():
+    (whole,) = memory("--train.micro_batch_size=2")
+    (part,) = memory("--train.micro_batch_size=2", "--parallel.context=4", gpus=8)
+    assert part.activations_bytes == whole.activations_bytes / 4
+    assert part.logits_bytes == whole.logits_bytes / 4
+    assert part.optimizer_bytes == whole.optimizer_bytes / 8
+
+
+def test_unequal_stages_count_their_own_layers():
+    ranks = memory("--parallel.pipeline=3", "--parallel.stage_layers=2,5,1", "--train.recompute=selective", gpus=3)
+    layer = S * 32 * H
+    assert [gpu.activations_bytes for gpu in ranks] == [3 * 2 * layer, 2 * 5 * layer, layer + 4 * S * H]
+
+
+@pytest.mark.parametrize(("zero_stage", "gradients", "host"), [(1, 4.0, 18 / 4), (2, 0.0, 22 / 4), (3, 0.0, 22 / 4)])
+def test_offloaded_optimizer(zero_stage, gradients, host):
+    (gpu,) = memory(f"--parallel.zero_stage={zero_stage}", "--parallel.offload_optimizer=cpu", gpus=4)
+    assert gpu.optimizer_bytes == 0
+    assert gpu.gradients_bytes == gradients * PARAMETERS
+    assert (gpu.host_bytes, gpu.disk_bytes) == (host * PARAMETERS, 0)
+
+
+def test_offloaded_parameters():
+    gathered = 2 * (V + S) * H
+    (gpu,) = memory("--parallel.zero_stage=3", "--parallel.offload_parameters=cpu", gpus=4)
+    assert (gpu.weights_bytes, gpu.host_bytes, gpu.disk_bytes) == (gathered, 2 * PARAMETERS / 4, 0)
+    (gpu,) = memory(
+        "--parallel.zero_stage=3", "--parallel.offload_parameters=nvme", "--parallel.nvme_folder=/disk", gpus=4
+    )
+    assert (gpu.weights_bytes, gpu.host_bytes, gpu.disk_bytes) == (gathered, 10**9, 2 * PARAMETERS / 4)
+
+
 def test_logits():
     (gpu,) = memory("--train.micro_batch_size=2")
     assert gpu.logits_bytes == 2 * S * V * (2 + 2)
