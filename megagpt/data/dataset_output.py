@@ -30,7 +30,12 @@ class DatasetOutput:
         self._refuse_unfinished_build()
         self.bin: BinaryIO = self._open_locked(self._partials[0])
         self._held = True
-        self.idx: BinaryIO = open(self._partials[1], "wb")  # noqa: SIM115 (closed by publish or abandon)
+        try:
+            self.idx: BinaryIO = open(self._partials[1], "wb")  # noqa: SIM115 (closed by publish or abandon)
+        except OSError as error:
+            self._partials[0].unlink(missing_ok=True)
+            self.bin.close()
+            raise cannot_write(self._partials[1], error) from error
 
     @property
     def partial_bin(self) -> Path:
@@ -86,7 +91,7 @@ class DatasetOutput:
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         except OSError as error:
-            raise DataError(f"cannot write {path}: {error.strerror}; choose another output") from error
+            raise cannot_write(path, error) from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             same = path.exists() and os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
@@ -117,8 +122,16 @@ class DatasetOutput:
             )
 
 
+def cannot_write(path: Path, error: OSError) -> DataError:
+    """The error for a file that cannot be opened for writing."""
+    fix = "free space on its disk, or choose" if error.errno in FULL_DISK else "choose"
+    return DataError(f"cannot write {path}: {error.strerror}; {fix} another output")
+
+
 @contextmanager
-def full_disk_named(output: str, needed_bytes: int | None = None) -> Iterator[None]:
+def full_disk_named(
+    output: str, needed_bytes: int | None = None, kept: str = "nothing was kept", choose: str = "an output"
+) -> Iterator[None]:
     """Turn "no space left" into a DataError that says how much `output` needs, where that is known."""
     try:
         yield
@@ -127,8 +140,8 @@ def full_disk_named(output: str, needed_bytes: int | None = None) -> Iterator[No
             raise
         needed = "" if needed_bytes is None else f": about {needed_bytes / 1e6:.1f} MB are needed in all"
         raise DataError(
-            f"no space is left on the disk of {output}{needed}; free space there or choose an output on another disk "
-            "(nothing was kept)"
+            f"no space is left on the disk of {output}{needed}; free space there or choose {choose} on another "
+            f"disk ({kept})"
         ) from error
 
 

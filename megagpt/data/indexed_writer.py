@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from megagpt.data.dataset_output import DatasetOutput
+from megagpt.data.dataset_output import DatasetOutput, cannot_write
 from megagpt.data.idx_file import BLOCK_ENTRIES, IndexPart, write_index
 from megagpt.errors import DataError
 
@@ -75,7 +75,12 @@ class IndexedWriter:
         self.num_tokens = 0
         self.max_token_id = -1
         self._output = DatasetOutput(prefix, overwrite)
-        self._lengths = tempfile.TemporaryFile(dir=Path(self._output.prefix).parent, buffering=0)  # noqa: SIM115
+        folder = Path(self._output.prefix).parent
+        try:
+            self._lengths = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (closed by finish, abandon)
+        except OSError as error:
+            self._output.abandon()
+            raise cannot_write(folder / "temporary file", error) from error
 
     def __enter__(self) -> "IndexedWriter":
         return self

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megagpt.data.build_resume import input_state
 from megagpt.data.corpus import corpus_files
 from megagpt.data.indexed import dataset_files
 from megagpt.data.recipe_chinese import CleanSettings, remove_parts
-from megagpt.durable import write_whole
+from megagpt.durable import FULL_DISK, write_whole
 from megagpt.errors import DataError
 from megagpt.tokenizer import load_tokenizer
 
@@ -27,19 +27,36 @@ _OWN = (_LOCK, f"{_PLAN}.partial")  # what may be there before the plan is
 def held(work: Path) -> Iterator[None]:
     """Make the folder `work`, and keep other processes of this machine out of it.
 
-    Raises DataError where one is in it, or where it is a folder of something else.
+    Raises DataError where one is in it, where it is a folder of something else, and where it cannot be written.
     """
+    with _hold(work):
+        yield
+
+
+def _hold(work: Path) -> TextIO:
+    """The open file whose lock is held."""
+    try:
+        return _locked(work)
+    except BlockingIOError as error:
+        raise DataError(f"another process is cleaning in {work} now; wait for it, or choose another --work") from error
+    except OSError as error:
+        fix = "free space on its disk, or choose" if error.errno in FULL_DISK else "choose"
+        raise DataError(
+            f"cannot write {error.filename or work}: {error.strerror}; {fix} another --work folder"
+        ) from error
+
+
+def _locked(work: Path) -> TextIO:
     if work.exists() and not (work / _PLAN).exists() and any(path.name not in _OWN for path in work.iterdir()):
         raise DataError(f"{work} is not the work folder of a cleaning: it has no {_PLAN}; choose another --work folder")
     work.mkdir(parents=True, exist_ok=True)
-    with open(work / _LOCK, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"another process is cleaning in {work} now; wait for it, or choose another --work"
-            ) from error
-        yield
+    stream = open(work / _LOCK, "w")  # noqa: SIM115 (closed by who holds it)
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise
+    return stream
 
 
 def begin(settings: CleanSettings, restart: bool = False) -> None:

@@ -1,5 +1,6 @@
 """The indexed dataset: byte for byte Megatron's, both ways, and every kind of damage."""
 
+import errno
 import json
 import logging
 import os
@@ -280,6 +281,23 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a")
     with pytest.raises(DataError, match=r"cannot write .*file/d.bin.partial: .*; choose another output"):
         IndexedWriter(tmp_path / "file" / "d", np.dtype(np.uint16))
+
+
+def test_a_full_disk_before_the_first_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fix = "No space left on device; free space on its disk, or choose another output"
+    with monkeypatch.context() as patch:
+        patch.setattr("megagpt.data.dataset_output.open", full, raising=False)
+        with pytest.raises(DataError, match=rf"cannot write .*d\.idx\.partial: {fix}"):
+            IndexedWriter(tmp_path / "d", np.dtype(np.uint16))
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", full)
+        with pytest.raises(DataError, match=rf"cannot write {tmp_path}/temporary file: {fix}"):
+            IndexedWriter(tmp_path / "d", np.dtype(np.uint16))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_document_beyond_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

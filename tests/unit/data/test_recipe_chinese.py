@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import zstandard
 from datatrove.data import Document
+from datatrove.pipeline.writers import JsonlWriter
 
-from megagpt.data.chinese_steps import Characters, ChineseSignature
+from megagpt.data.chinese_steps import Characters, ChineseSignature, TaskWriter
 from megagpt.data.chinese_text import normalize
 from megagpt.data.cli_clean import VERBS
 from megagpt.data.indexed import IndexedDataset
 from megagpt.data.recipe_chinese import Stage
+from megagpt.data.recipe_plan import held
 from megagpt.data.recipe_run import run_here
 from megagpt.data.tool import run_tool
 from megagpt.errors import DataError
@@ -200,8 +202,6 @@ def test_a_folder_of_something_else_is_left_alone(place: Place, capsys: pytest.C
 
 
 def test_two_processes_do_not_clean_in_one_folder(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    from megagpt.data.recipe_plan import held
-
     place.clean()
     with held(place.folder / "data.cleaning"):
         assert place.clean() == 2
@@ -319,6 +319,38 @@ def test_a_full_disk(
     assert f"{name}: No space left on device; free space on its disk" in capsys.readouterr().err
     assert not list(place.folder.rglob(f"{name}*"))
     assert place.clean() == 0
+
+
+@pytest.mark.parametrize("step", ["write", "close"])
+def test_a_full_disk_while_text_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(JsonlWriter, step, full)
+    writer = TaskWriter(tmp_path / "text")
+    with pytest.raises(
+        DataError,
+        match=r"no space is left on the disk of .*/text; free space there or choose a folder on another disk "
+        r"\(the tasks that are done are kept: the same command, run again, goes on after them\)",
+    ):
+        list(writer.run(iter([Document(text="天地", id="a")]), 0, 1))
+
+
+def test_a_work_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(DataError, match=r"cannot write .*/file/work: Not a directory; choose another --work folder"),
+        held(tmp_path / "file" / "work"),
+    ):
+        pass
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    message = r"cannot write .*/work: No space left on device; free space on its disk, or choose another --work folder"
+    with pytest.raises(DataError, match=message), held(tmp_path / "work"):
+        pass
 
 
 def test_a_process_that_is_killed_is_an_error_and_not_an_endless_wait(tmp_path: Path) -> None:
