@@ -18,6 +18,7 @@ from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, read_metrics, run_arguments, train_rank
 
 TABLE, NORM, MATRIX = "embedding.tokens.weight", "layers.1.mlp_norm.weight", "layers.1.mlp.up.weight"
+HOST_MEMORY = ["--parallel.offload_parameters=cpu", "--parallel.offload_optimizer=cpu"]
 SIX = ["--train.batch_tokens=96", "--train.micro_batch_size=1", "--model.hidden_size=64"]
 LAYOUTS = {
     "data 2, ZeRO 0": (2, ["--parallel.zero_stage=0"]),
@@ -30,6 +31,11 @@ LAYOUTS = {
     "pipeline 2": (2, ["--parallel.pipeline=2"]),
     "pipeline 2 interleaved": (2, ["--parallel.pipeline=2", "--parallel.virtual_stages=2"]),
     "tensor 2, data 2, ZeRO 3": (4, ["--parallel.tensor=2", "--parallel.zero_stage=3"]),
+    "tensor 2, context 2": (4, ["--parallel.tensor=2", "--parallel.context=2"]),
+    "tensor 2, ZeRO 3 in host memory": (
+        2,
+        ["--parallel.tensor=2", "--parallel.zero_stage=3", *HOST_MEMORY],
+    ),
     "tensor 2, pipeline 2, bf16": (4, ["--parallel.tensor=2", "--parallel.pipeline=2", "--train.precision=bf16"]),
     # the tables drift apart here unless one is sent to the other: sums over three ranks depend on their order
     "pipeline 2, data 3": (6, ["--parallel.pipeline=2", "--model.vocab_size=3000", *SIX]),
