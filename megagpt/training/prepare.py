@@ -18,7 +18,7 @@ from megagpt.parallel.launcher import launched_rank
 from megagpt.plan import RunPlan, make_plan
 from megagpt.tokenizer import Tokenizer, load_tokenizer
 from megagpt.training.data import RunData, Validation, prepare_data
-from megagpt.training.run_folder import check_run_folder
+from megagpt.training.run_folder import check_nvme_folder, check_run_folder
 
 if TYPE_CHECKING:
     from megagpt.parallel.mesh import Mesh  # imports megatron-core, which takes seconds
@@ -90,6 +90,7 @@ def prepare_run(loaded: LoadedConfig, num_ranks: int) -> PreparedRun:
     data = prepare_data(plan, tokenizer, resume)
     if resume is None or resume[1].step < plan.num_steps:  # a run that is complete writes nothing
         check_run_folder(loaded, plan)
+        check_nvme_folder(loaded, plan)
     return PreparedRun(plan, tokenizer, data, identity, resume)
 
 

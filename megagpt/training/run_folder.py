@@ -1,5 +1,7 @@
-"""Can this run write its folder? Asked before a process group starts. In: configuration, plan. Out: or an error."""
+"""Can this run write where it wants to? Asked before a process group starts. In: configuration, plan. Out: an error."""
 
+import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -18,18 +20,7 @@ def check_run_folder(loaded: LoadedConfig, plan: RunPlan) -> None:
 
     Raises ConfigError or CheckpointError.
     """
-    place = Path(loaded.config.run.folder)
-    try:
-        while not place.exists():
-            place = place.parent
-        with tempfile.TemporaryFile(dir=place) as probe:
-            probe.write(bytes(_PROBE_BYTES))
-            probe.flush()
-    except OSError as error:
-        raise ConfigError(
-            f"{loaded.describe('run.folder')} cannot be written: {os.strerror(error.errno or 0)}; choose another "
-            "folder, or give this user room and rights there"
-        ) from None
+    place = _writable_place(loaded, "run.folder")
     needed, free = checkpoint_bytes(plan), shutil.disk_usage(place).free
     if free < needed:
         raise CheckpointError(
@@ -44,3 +35,51 @@ def checkpoint_bytes(plan: RunPlan) -> int:
     weight_bytes = 4 if full else 2
     master_bytes = 0 if full and plan.layout.zero_stage == 0 else 4
     return plan.parameters.total * (weight_bytes + master_bytes + _MOMENT_BYTES)
+
+
+def check_nvme_folder(loaded: LoadedConfig, plan: RunPlan) -> None:
+    """Check that `parallel.nvme_folder` can take this machine's parameter shards, and that DeepSpeed can write them.
+
+    Does nothing unless parameters go to files. Raises ConfigError.
+    """
+    if plan.layout.offload_parameters != "nvme":
+        return
+    place = _writable_place(loaded, "parallel.nvme_folder")
+    ranks_here = min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), plan.layout.world_size)
+    needed, free = ranks_here * plan.peak_memory.disk_bytes, shutil.disk_usage(place).free
+    here = loaded.describe("parallel.nvme_folder")
+    if free < needed:
+        raise ConfigError(
+            f"{here}: the parameters of {ranks_here} ranks need {needed / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB "
+            'are free; free space there, choose another folder, or use parallel.offload_parameters = "cpu"'
+        )
+    from megagpt.parallel.cpu import patch_deepspeed_for_cpu  # slow, as is DeepSpeed, and only needed here
+
+    patch_deepspeed_for_cpu()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        can_build = AsyncIOBuilder().is_compatible(verbose=False)
+    if not can_build:
+        raise ConfigError(
+            f"{loaded.describe('parallel.offload_parameters')} needs DeepSpeed's asynchronous file access, which needs "
+            "libaio and a C++ compiler; install them (Debian and Ubuntu: apt install libaio-dev g++), or use "
+            'parallel.offload_parameters = "cpu"'
+        )
+
+
+def _writable_place(loaded: LoadedConfig, key: str) -> Path:
+    """The folder named by `key`, or the nearest above it that exists. Raises ConfigError where it cannot be written."""
+    place = Path(loaded.value(key))
+    try:
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+    except OSError as error:
+        raise ConfigError(
+            f"{loaded.describe(key)} cannot be written: {os.strerror(error.errno or 0)}; choose another "
+            "folder, or give this user room and rights there"
+        ) from None
+    return place

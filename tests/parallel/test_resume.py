@@ -20,6 +20,20 @@ LAYOUTS = {
     "data 2, ZeRO 3": (2, ["--parallel.zero_stage=3"]),
     "tensor 2": (2, ["--parallel.tensor=2", "--parallel.sequence_parallel=true"]),
     "pipeline 2": (2, ["--parallel.pipeline=2"]),
+    "pipeline of 1 and 3 layers": (
+        2,
+        ["--parallel.pipeline=2", "--model.num_layers=4", "--parallel.stage_layers=1,3"],
+    ),
+    "context 2": (2, ["--parallel.context=2"]),
+    "optimizer in host memory, ZeRO 1": (2, ["--parallel.offload_optimizer=cpu"]),
+    "optimizer in host memory, ZeRO 2": (2, ["--parallel.offload_optimizer=cpu", "--parallel.zero_stage=2"]),
+    "all in host memory, ZeRO 3, bf16": (
+        2,
+        [
+            *("--parallel.zero_stage=3", "--parallel.offload_optimizer=cpu", "--parallel.offload_parameters=cpu"),
+            "--train.precision=bf16",
+        ],
+    ),
     "bf16": (2, ["--train.precision=bf16"]),
     "bf16, ZeRO 3": (2, ["--train.precision=bf16", "--parallel.zero_stage=3"]),
     "fp16 with dropout": (

@@ -8,7 +8,7 @@ import pytest
 from megagpt.config_file import load_config
 from megagpt.errors import CheckpointError, ConfigError
 from megagpt.plan import make_plan
-from megagpt.training.run_folder import check_run_folder, checkpoint_bytes
+from megagpt.training.run_folder import check_nvme_folder, check_run_folder, checkpoint_bytes
 from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, run_arguments, train_rank
 
@@ -57,3 +57,37 @@ def test_the_room_is_what_a_checkpoint_takes(tmp_path: Path, precision: str, zer
     saved = tmp_path / "run" / "checkpoints" / "step-00000002"
     written = sum(path.stat().st_size for path in saved.iterdir() if path.suffix in (".pt", ".safetensors"))
     assert needed == pytest.approx(written, rel=0.05), "the rest is names and headers"
+
+
+def check_nvme(folder: Path) -> None:
+    arguments = ["--model.vocab_size=256", "--parallel.zero_stage=3", "--parallel.offload_parameters=nvme"]
+    loaded = load_config(None, [*arguments, f"--parallel.nvme_folder={folder}"])
+    check_nvme_folder(loaded, make_plan(loaded, 1, None))
+
+
+def test_a_folder_for_parameters_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ConfigError, match=r'parallel\.nvme_folder = ".*/file" \(command line\) cannot be written'):
+        check_nvme(tmp_path / "file")
+
+
+def test_a_disk_without_room_for_parameters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=5 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    message = r"the parameters of 1 ranks need \d+ MiB, and 5 MiB are free; free space there, choose another folder"
+    with pytest.raises(ConfigError, match=message):
+        check_nvme(tmp_path)
+
+
+def test_file_access_that_cannot_be_built_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    for possible in (True, False):
+        monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose=False, now=possible: now)
+        if possible:
+            check_nvme(tmp_path)
+        else:
+            with pytest.raises(ConfigError, match=r"needs libaio and a C\+\+ compiler; install them"):
+                check_nvme(tmp_path)
