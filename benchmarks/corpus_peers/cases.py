@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +69,21 @@ def limit_cases(
 
     yield Case(LIMIT, "write as many bytes as ours, to the disk", 1, corpus, write, None)
     if 2 in workers:
+        for count in (1, 2):
+            yield Case(LIMIT, ARITHMETIC, count, corpus, partial(_hashes, count), None)
         yield Case(LIMIT, PAIR, 2, corpus, lambda output: _pair(places, corpus, output), None)
+
+
+ARITHMETIC = "hash a block in the core's cache, again and again, in each of as many processes"
+
+
+def _hashes(count: int, output: Path) -> Job:
+    """The same work in each of one or two processes at once: with a core for each, two take as long as one."""
+    job = _limit(output, "hash_block")
+    if count == 1:
+        return job
+    command = shlex.join(job.command)
+    return Job(("sh", "-c", f"{command} & {command} && wait $!"), job.environment, output, ())
 
 
 PAIR = "two separate builds of half the file each, one worker each, at once"
