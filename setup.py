@@ -38,10 +38,12 @@ EXTRAS = {
     "jieba": ["jieba>=0.42.1"],
     "datasets": ["datasets>=3"],
     "clean": ["datatrove>=0.10", "opencc>=1.1.9", "orjson>=3.10", "regex>=2024.4"],
+    "draw": ["matplotlib>=3.9"],
     "dev": [
         "datasets>=3",
         "datatrove>=0.10",
         "jieba>=0.42.1",
+        "matplotlib>=3.9",
         "opencc>=1.1.9",
         "orjson>=3.10",
         "regex>=2024.4",

@@ -6,6 +6,7 @@ In: arguments. Out: text and an exit status. Starts no process group.
 import argparse
 import math
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
@@ -13,11 +14,12 @@ from megagpt.config import RunConfig
 from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments, unknown_argument
 from megagpt.config_file import load_config
 from megagpt.errors import ConfigError, MegagptError, no_rights
+from megagpt.plan_draw import check_drawing, draw_schedule
 from megagpt.plan_gpus import plan_on_cluster
 from megagpt.plan_report import print_plan
 
 _PIPE_WIDTH = 120
-_FLAGS = ["--gpus", "--gpu-memory", "--help"]
+_FLAGS = ["--gpus", "--gpu-memory", "--draw", "--help"]
 
 
 def run_plan_command(argv: list[str]) -> int:
@@ -29,8 +31,12 @@ def run_plan_command(argv: list[str]) -> int:
         if unknown:
             flags = [argument for argument in unknown if argument.startswith("-")] or unknown
             raise ConfigError([unknown_argument(argument, _FLAGS) for argument in flags])
+        if options.draw is not None:
+            check_drawing(options.draw)
         loaded = load_config(options.config, config_arguments)
         plan = plan_on_cluster(loaded, options.gpus, tokenizer_vocab_size(loaded.config), options.gpu_memory)
+        if options.draw is not None:
+            draw_schedule(plan, options.draw)
     except (MegagptError, PermissionError) as raised:
         error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
@@ -39,7 +45,10 @@ def run_plan_command(argv: list[str]) -> int:
             console.print(f"error: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    print_plan(plan, Console(width=width))
+    console = Console(width=width)
+    print_plan(plan, console)
+    if options.draw is not None:
+        console.print(f"wrote {options.draw}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -61,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="megagpt plan",
         description="Prints what a configuration comes to on so many GPUs, or every problem. Needs no GPU.",
-        usage="megagpt plan CONFIG [--gpus N] [--gpu-memory GIB] [--section.key VALUE ...]",
+        usage="megagpt plan CONFIG [--gpus N] [--gpu-memory GIB] [--draw FILE] [--section.key VALUE ...]",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, or the name of a shipped one such as gpt3-175b")
@@ -73,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive_gib,
         default=None,
         help="GiB of one GPU; the plan must fit (default: most of that of cluster.gpu, or not checked)",
+    )
+    parser.add_argument(
+        "--draw",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="draw one step of the pipeline at the full batch into FILE.png, .svg or .pdf (needs matplotlib)",
     )
     config_arguments_help(parser)
     return parser

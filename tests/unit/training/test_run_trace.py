@@ -88,7 +88,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
 
 def test_on_a_gpu_times_are_the_devices(monkeypatch):
     """Marks are events of the device, whose distances torch gives in milliseconds."""
-    recorded: list[Event] = []
+    recorded = []
     calls = []
 
     class Event:
