@@ -4,19 +4,27 @@
 
 compares that many texts over all the kinds of models below, trained on TEXT_FILE. Texts hold every kind of
 character that Unicode has, bytes that are not UTF-8, long runs, and what the model's own pieces and symbols are made
-of.
+of. --record FILE keeps what was compared, on what and when, as JSON.
 """
 
 import argparse
 import io
+import json
 import random
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+
+from machine import commit, machine, versions
 
 from megagpt.native import _encoder
 
@@ -178,39 +186,73 @@ def differences_in_parts(
     return found
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Compare --texts texts over all kinds of models; prints what was compared and every difference."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("corpus", help="a text file that models are trained on")
     parser.add_argument("rules", help="where to write the file of normalisation rules")
     parser.add_argument("--texts", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--record", type=Path, help="JSON file for what was found")
+    args = parser.parse_args(arguments)
     with open(args.rules, "w", encoding="utf-8") as stream:
         stream.write(RULES)
     with open(args.corpus, encoding="utf-8") as stream:
         samples = [line for line in stream.read(3_000_000).split("\n") if line]
     kinds = model_kinds()
-    wrong = compared = 0
+    compared = 0
+    wrong: list[tuple[str, int]] = []
     started = time.perf_counter()
     for number, kind in enumerate(kinds):
         rng = random.Random(args.seed * 1000 + number)
         model = train(kind, samples, args.rules)
         source = random_texts(rng, samples)
         left = args.texts // len(kinds) + 1
-        before = wrong
+        differing = 0
         while left > 0:
             texts = [next(source) for _ in range(min(left, 10_000))]
             left -= len(texts)
             whole = [text for text in texts if _is_utf8(text)][:1000]
             found = [*differences(model, texts), *differences_in_parts(model, whole, rng)]
             compared += len(texts) + len(whole)
-            wrong += len(found)
+            differing += len(found)
             for text, got, expected in found[:3]:
                 print(f"{kind.name}: {text!r}\n  native         {got}\n  sentencepiece  {expected}")
-        print(f"{kind.name}: {wrong - before} differences", flush=True)
-    print(f"{compared} texts compared in {time.perf_counter() - started:.0f} s, {wrong} differences")
-    return 1 if wrong else 0
+        wrong.append((kind.name, differing))
+        print(f"{kind.name}: {differing} differences", flush=True)
+    seconds, total = time.perf_counter() - started, sum(count for _, count in wrong)
+    print(f"{compared} texts compared in {seconds:.0f} s, {total} differences")
+    if args.record is not None:
+        record(args, Compared(compared, wrong, seconds))
+    return 1 if total else 0
+
+
+class Compared(NamedTuple):
+    """What a run has done; `differences`: for each kind of model its name (two may share one) and their number."""
+
+    num_texts: int
+    differences: Sequence[tuple[str, int]]
+    seconds: float
+
+
+def record(args: argparse.Namespace, compared: Compared) -> None:
+    """Write a dated JSON of a run into the file --record; the folders of this machine are left out."""
+    options = ["--texts", str(args.texts), "--seed", str(args.seed), "--record", args.record.name]
+    command = ["python", "-m", "tests.unit.native.fuzz", Path(args.corpus).name, Path(args.rules).name, *options]
+    result = {
+        "what": "native encoder compared with sentencepiece on random texts",
+        "date": date.today().isoformat(),
+        "command": shlex.join(command),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(("numpy", "sentencepiece")),
+        "num_texts": compared.num_texts,
+        "num_kinds": len(compared.differences),
+        "num_differences": sum(count for _, count in compared.differences),
+        "kinds": [{"kind": name, "differences": count} for name, count in compared.differences],
+        "seconds": round(compared.seconds, 3),
+    }
+    args.record.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _is_utf8(text: bytes) -> bool:
