@@ -125,7 +125,7 @@ def import_pyarrow() -> Any:
     """pyarrow with pyarrow.parquet, its memory set up. Raises DataError where it is not installed.
 
     All of its memory comes from one allocator that soon gives back what is free, not pages from one and arrays from
-    another: a build of 969 MB of content takes 167 MB so, 198 MB with two. That can only be chosen before the first
+    another: a build of 969 MB of content takes 173 MB so, 200 MB with two. That can only be chosen before the first
     import, by the environment; where the user has chosen there, or has imported it already, arrays alone are from it.
     """
     chosen = os.environ.setdefault(_POOL_VARIABLE, _POOL)
