@@ -38,6 +38,9 @@ LAYOUTS = {
     "pipeline 2": (2, ["--parallel.pipeline=2"]),
     "interleaved": (2, ["--parallel.pipeline=2", "--parallel.virtual_stages=2"]),
     "ZeRO 3": (2, ["--parallel.zero_stage=3"]),
+    "context 2": (2, ["--parallel.context=2"]),
+    "pipeline of 1 and 3 layers": (2, ["--parallel.pipeline=2", "--parallel.stage_layers=1,3"]),
+    "parameters in host memory": (2, ["--parallel.zero_stage=3", "--parallel.offload_parameters=cpu"]),
 }
 SHAPE = ["--model.num_layers=4", "--evaluation.max_batches=100", "--train.micro_batch_size=4"]
 
