@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import zstandard
 from datatrove.data import Document
-from datatrove.pipeline.writers import JsonlWriter
 
-from megagpt.data.chinese_steps import Characters, ChineseSignature, TaskWriter
+from megagpt.data.chinese_steps import Characters, ChineseSignature
 from megagpt.data.chinese_text import normalize
 from megagpt.data.cli_clean import VERBS
 from megagpt.data.indexed import IndexedDataset
@@ -319,38 +318,6 @@ def test_a_full_disk(
     assert f"{name}: No space left on device; free space on its disk" in capsys.readouterr().err
     assert not list(place.folder.rglob(f"{name}*"))
     assert place.clean() == 0
-
-
-@pytest.mark.parametrize("step", ["write", "close"])
-def test_a_full_disk_while_text_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(JsonlWriter, step, full)
-    writer = TaskWriter(tmp_path / "text")
-    with pytest.raises(
-        DataError,
-        match=r"no space is left on the disk of .*/text; free space there or choose a folder on another disk "
-        r"\(the tasks that are done are kept: the same command, run again, goes on after them\)",
-    ):
-        list(writer.run(iter([Document(text="天地", id="a")]), 0, 1))
-
-
-def test_a_work_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(DataError, match=r"cannot write .*/file/work: Not a directory; choose another --work folder"),
-        held(tmp_path / "file" / "work"),
-    ):
-        pass
-
-    def full(path: Path, *_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    monkeypatch.setattr(Path, "mkdir", full)
-    message = r"cannot write .*/work: No space left on device; free space on its disk, or choose another --work folder"
-    with pytest.raises(DataError, match=message), held(tmp_path / "work"):
-        pass
 
 
 def test_a_process_that_is_killed_is_an_error_and_not_an_endless_wait(tmp_path: Path) -> None:
