@@ -67,9 +67,9 @@ def read_version() -> str:
 
 
 def config_files() -> list[tuple[str, list[str]]]:
-    """(folder under the environment's prefix, files) of every shipped TOML, keeping the folders of configs/."""
+    """(folder under the environment's prefix, files) of every shipped file, keeping the folders of configs/."""
     folders: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "configs").rglob("*.toml")):
+    for path in sorted([*(ROOT / "configs").rglob("*.toml"), *(ROOT / "configs").rglob("*.json")]):
         relative = path.relative_to(ROOT)
         folders.setdefault(f"share/megagpt/{relative.parent.as_posix()}", []).append(relative.as_posix())
     return list(folders.items())

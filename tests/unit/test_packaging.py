@@ -73,8 +73,9 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> 
 def test_the_wheel_has_every_configuration_where_it_is_looked_for(wheel: zipfile.ZipFile) -> None:
     prefix = f"megagpt-{__version__}.data/data/share/megagpt/"
     inside = {name.removeprefix(prefix) for name in wheel.namelist() if name.startswith(prefix)}
-    assert inside == {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.toml")}
-    assert "configs/models/gpt3-175b.toml" in inside
+    files = [path for path in (ROOT / "configs").rglob("*") if path.suffix in (".toml", ".json")]
+    assert inside == {path.relative_to(ROOT).as_posix() for path in files}
+    assert {"configs/models/gpt3-175b.toml", "configs/deepspeed/gpt3-13b-8xa100-80g.json"} <= inside
 
 
 def test_the_wheel_installs_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:

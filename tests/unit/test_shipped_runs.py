@@ -1,4 +1,9 @@
-"""Every run in configs/runs: the plan takes it, it fits its GPUs with the margin, and its layout is meant for speed."""
+"""Every run in configs/runs: the plan takes it, it fits its GPUs with the margin, and its layout is meant for speed.
+
+What follows from the runs, DeepSpeed's JSON and the table in docs/running.md, is what they come to now.
+"""
+
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +11,7 @@ from megagpt.config_file import LoadedConfig, load_config, shipped_names
 from megagpt.plan import RunPlan
 from megagpt.plan_gpus import GPU_TYPES, GpuType, find_gpu, fits, plan_on_cluster
 from megagpt.plan_schedule import ideal_bubble
-from megagpt.plan_shipped import shipped_runs
+from megagpt.plan_shipped import ROOT, TABLE_BEGIN, TABLE_END, deepspeed_json, rewrite, shipped_runs, table_row
 from tests.unit.test_family import FAMILY
 
 RUNS = [path.stem for path in shipped_runs()]
@@ -86,3 +91,42 @@ def test_the_175b_layout(gpu):
     assert (layout.tensor, layout.zero_stage) == (8, 1)
     assert layout.pipeline in (8, 16)
     assert layout.virtual_stages > 1
+
+
+REWRITE = "run python -m megagpt.plan_shipped"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_deepspeeds_json_is_the_engines(name):
+    path = ROOT / "configs" / "deepspeed" / f"{name}.json"
+    assert path.read_text(encoding="utf-8") == deepspeed_json(planned(name)[1]), REWRITE
+
+
+def test_there_is_no_json_without_a_run():
+    assert sorted(path.stem for path in (ROOT / "configs" / "deepspeed").iterdir()) == sorted(RUNS)
+
+
+def test_the_table_in_the_documentation_lists_every_run():
+    page = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+    table = page[page.index(TABLE_BEGIN) : page.index(TABLE_END)]
+    rows = [table_row(loaded, plan) for loaded, plan, _ in map(planned, RUNS)]
+    assert table.splitlines(keepends=True)[4:-1] == rows, REWRITE
+    assert "running.md" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+
+
+def test_rewriting_replaces_the_table_and_the_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for folder in ("runs", "models", "deepspeed"):
+        (tmp_path / "configs" / folder).mkdir(parents=True)
+    for path in ("runs/gpt3-base-8xa100-80g.toml", "models/gpt3-base.toml"):
+        (tmp_path / "configs" / path).write_bytes((ROOT / "configs" / path).read_bytes())
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "running.md"
+    page.write_text(f"before\n{TABLE_BEGIN}\nold\n{TABLE_END}\nafter\n")
+    monkeypatch.setattr("megagpt.plan_shipped.ROOT", tmp_path)
+    rewrite()
+    text = page.read_text()
+    assert text.startswith(f"before\n{TABLE_BEGIN}\n\n| run |")
+    assert text.endswith(f"|\n\n{TABLE_END}\nafter\n")
+    assert "old" not in text
+    assert text.count("`gpt3-base-8xa100-80g`") == 1
+    assert [path.name for path in (tmp_path / "configs" / "deepspeed").iterdir()] == ["gpt3-base-8xa100-80g.json"]
