@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from megagpt.parallel.launcher import complete_environment
+from megagpt.parallel.launcher import complete_environment, first_host
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -34,3 +34,55 @@ def test_what_is_set_stays() -> None:
     complete_environment(environment)
     assert environment["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
     assert environment["TOKENIZERS_PARALLELISM"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node1", "node1"),
+        ("node2,node1", "node2"),
+        ("gpu[003-010,12],login1", "gpu003"),
+        ("a-[7,9]-ib,b1", "a-7-ib"),
+        ("rack1.node[12-13]", "rack1.node12"),
+    ],
+)
+def test_the_first_of_slurms_nodes(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def srun(**variables: str) -> dict[str, str]:
+    """A task of `srun` with 12 tasks on nodes of 8 and 4."""
+    return {
+        "SLURM_STEP_NUM_TASKS": "12",
+        "SLURM_STEP_TASKS_PER_NODE": "8,4",
+        "SLURM_STEP_NODELIST": "node[1-2]",
+        "SLURM_PROCID": "9",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "40003",
+        **variables,
+    }
+
+
+def test_ranks_are_those_of_srun() -> None:
+    environment = srun()
+    complete_environment(environment)
+    assert {name: environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} == {
+        "RANK": "9",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "12",
+    }
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("node1", "20003")
+    assert environment["OMP_NUM_THREADS"] == str(max(1, CORES // 8))
+
+
+def test_srun_is_overruled_by_what_is_set() -> None:
+    environment = srun(MASTER_ADDR="10.0.0.1", MASTER_PORT="7")
+    complete_environment(environment)
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("10.0.0.1", "7")
+    environment = srun(RANK="3", WORLD_SIZE="4")  # torchrun, started by srun
+    complete_environment(environment)
+    assert (environment["RANK"], environment["WORLD_SIZE"]) == ("3", "4")
+    assert "MASTER_ADDR" not in environment
+    environment = srun(SLURM_STEP_NUM_TASKS="1")
+    complete_environment(environment)
+    assert "RANK" not in environment
