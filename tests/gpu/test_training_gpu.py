@@ -2,12 +2,15 @@
 
 import copy
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
 
 from megagpt.model.reference import initial_parameters, reference_logits, reference_loss
 from megagpt.parallel.mesh import Mesh, build_mesh, destroy_mesh
+from megagpt.parallel.trace import StepTracer
+from megagpt.plan_schedule import Pass, pass_order
 from megagpt.training.build import build_engine
 from megagpt.training.totals import reduce_losses, reduce_num_loss_tokens
 from tests.parallel.cases import global_batch, micro_batches, small_plan
@@ -65,6 +68,22 @@ def test_state_comes_back(mesh):
     step(second, 1)
     left, right = first.model_state(), second.model_state()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_traced_step_has_the_devices_times(mesh):
+    """Passes in order, without overlap, none of them empty, in a step that ends after the last; the same loss."""
+    plan = small_plan(1, ["--train.precision=fp32"])
+    engine = build_engine(plan, mesh)
+    batches = micro_batches(plan, 0, 0, False)
+    plain = reduce_losses(engine.forward_backward(batches, 1e-2, None), mesh).loss
+    tracer = StepTracer(1, mesh)
+    traced = reduce_losses(engine.forward_backward(batches, 1e-2, None, tracer), mesh).loss
+    assert traced == plain
+    measured = tracer.measured(tracer)
+    assert [Pass(*event[:3]) for event in measured.passes] == list(pass_order(1, 1, len(batches), 0))
+    assert all(event.start < event.end <= measured.total_us for event in measured.passes)
+    assert all(before.end <= after.start for before, after in pairwise(measured.passes))
+    assert measured.passes[0].start >= 0
 
 
 def test_dropout_repeats_on_the_gpu(mesh):
