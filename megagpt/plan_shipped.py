@@ -12,13 +12,13 @@ from megagpt.parallel.deepspeed_json import make_deepspeed_config
 from megagpt.plan import RunPlan
 from megagpt.plan_gpus import find_gpu, plan_on_cluster
 from megagpt.plan_memory import GIB
-from megagpt.plan_schedule import ideal_bubble
+from megagpt.plan_schedule import ideal_bubble, pass_costs, plan_timeline
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE_BEGIN = "<!-- written by python -m megagpt.plan_shipped -->"
 TABLE_END = "<!-- end of what it writes -->"
 _HEAD = """\
-| run | tensor × pipeline × data | chunks a rank | micro-batch | a step | estimated GiB | bubble |
+| run | tensor × pipeline × data | chunks a rank | micro-batch | a step | estimated GiB | bubble, with the head |
 |---|---|---|---|---|---|---|
 """
 
@@ -39,11 +39,12 @@ def deepspeed_json(plan: RunPlan) -> str:
 
 
 def table_row(loaded: LoadedConfig, plan: RunPlan) -> str:
-    """One line of the table: layout, micro-batches, the fullest GPU's memory and the pipeline's bubble."""
+    """One line of the table: layout, micro-batches, the fullest GPU's memory, the bubble without and with head."""
     gpu, layout = find_gpu(loaded), plan.layout
     assert gpu is not None, loaded.describe("cluster.gpu")
     num_micro_batches = plan.batches.stages[-1].num_micro_batches
-    bubble = ideal_bubble(layout.pipeline, layout.virtual_stages, num_micro_batches)
+    sizes = (layout.pipeline, layout.virtual_stages, num_micro_batches)
+    timeline = plan_timeline(*sizes, pass_costs(plan.spec, layout, plan.config.train))
     cells = (
         f"`{plan.config.run.name}`",
         f"{layout.tensor} × {layout.pipeline} × {layout.data}",
@@ -51,7 +52,7 @@ def table_row(loaded: LoadedConfig, plan: RunPlan) -> str:
         str(plan.config.train.micro_batch_size),
         str(num_micro_batches),
         f"{plan.peak_memory.total_bytes / GIB:.1f} of {gpu.memory_gib:g}",
-        f"{bubble:.1%}" if layout.pipeline > 1 else "none",
+        f"{ideal_bubble(*sizes):.1%}, {timeline.bubble:.1%}" if layout.pipeline > 1 else "none",
     )
     return f"| {' | '.join(cells)} |\n"
 

@@ -10,7 +10,7 @@ import pytest
 from megagpt.config_file import LoadedConfig, load_config, shipped_names
 from megagpt.plan import RunPlan
 from megagpt.plan_gpus import GPU_TYPES, GpuType, find_gpu, fits, plan_on_cluster
-from megagpt.plan_schedule import ideal_bubble
+from megagpt.plan_schedule import ideal_bubble, pass_costs, plan_timeline
 from megagpt.plan_shipped import ROOT, TABLE_BEGIN, TABLE_END, deepspeed_json, rewrite, shipped_runs, table_row
 from tests.unit.test_family import FAMILY
 
@@ -61,8 +61,9 @@ def test_a_shipped_run(name):
     assert layout.world_size % gpu.gpus_per_node == 0
     assert layout.tensor <= gpu.gpus_per_node
     assert layout.sequence_parallel == (layout.tensor > 1)
-    num_micro_batches = plan.batches.stages[-1].num_micro_batches
-    assert ideal_bubble(layout.pipeline, layout.virtual_stages, num_micro_batches) < MOST_BUBBLE
+    sizes = (layout.pipeline, layout.virtual_stages, plan.batches.stages[-1].num_micro_batches)
+    assert ideal_bubble(*sizes) < MOST_BUBBLE
+    assert plan_timeline(*sizes, pass_costs(plan.spec, layout, config.train)).bubble < MOST_BUBBLE
     # matrices of more values than 2^31 are best left alone
     rows = config.train.micro_batch_size * plan.spec.sequence_length
     assert rows * plan.spec.padded_vocab_size // layout.tensor < 2**31
