@@ -109,6 +109,9 @@ def test_nothing_is_cut_or_covered(name):
         assert inside, word.get_text()
     tall = [box.padded(-0.5) for box in boxes]
     assert all(box.count_overlaps(tall) <= 1 for box in tall)
+    rows = [axes.get_window_extent(renderer) for axes in figure.axes]
+    around = [*figure.texts, *figure.legends[0].get_texts()]
+    assert not any(word.get_window_extent(renderer).count_overlaps(rows) for word in around)
     numbers = 0
     for axes in figure.axes:
         bars = [path.get_extents() for collection in axes.collections for path in collection.get_paths()]
