@@ -13,7 +13,8 @@ namespace {
 
 constexpr uint32_t kSpaceMarkCharacter = 0x2581;
 constexpr size_t kMostSymbols = size_t{1} << 21;  // what a pair's 21 bits can name
-constexpr size_t kMostNested = 64;                // symbols that match at one place: sentencepiece sees the shortest
+constexpr size_t kMostSpaceMarkIds = 12;
+constexpr size_t kMostNested = 64;  // symbols that match at one place: sentencepiece sees the shortest
 
 // Scores in sentencepiece's order (bpe_model.cc compares their bits): the higher, the better.
 int64_t order_of(float score) {
@@ -47,15 +48,16 @@ Bpe::Bpe(const ModelFile& model, bool raw, std::vector<int> space_mark_ids)
       byte_fallback_(model.byte_fallback),
       unknown_id_(model.unknown_id),
       space_mark_ids_(std::move(space_mark_ids)),
-      basic_plane_(1 << 16) {
+      low_characters_(0x800),
+      basic_plane_(0x10000, kNoCharacter) {
     std::copy(std::begin(model.byte_ids), std::end(model.byte_ids), std::begin(byte_ids_));
     for (uint32_t character = 0; character < basic_plane_.size(); ++character) {
-        basic_plane_[character] = kUnknown | character;
+        const bool is_surrogate = character >= 0xD800 && character < 0xE000;
+        if (!is_surrogate) set_symbol(character, kUnknown | character);
     }
-    // Its three bytes are what there is room for (see `encode`).
-    if (space_mark_ids_.size() > 3 * kIdsPerSymbol) throw std::runtime_error("too many ids for a U+2581");
-    number_symbols(model);
-    add_pairs(model);
+    if (space_mark_ids_.size() > kMostSpaceMarkIds) throw std::runtime_error("too many ids for a U+2581");
+    most_ids_ = std::max(size_t{4}, space_mark_ids_.size());  // an unknown character becomes four bytes
+    add_pairs(model, number_symbols(model));
     add_user_symbols(model);
     if (raw_) {
         set_symbol(' ', symbol_of(kSpaceMarkCharacter));
@@ -65,64 +67,63 @@ Bpe::Bpe(const ModelFile& model, bool raw, std::vector<int> space_mark_ids)
     piece_characters_.shrink_to_fit();
 }
 
-// Gives symbols to the pieces of several characters, best first, then to every character in them; characters that stand
-// only alone get marks.
-void Bpe::number_symbols(const ModelFile& model) {
+// Gives every character of a piece its symbol, and a mark to those that stand only alone. Returns the pieces of several
+// characters, best first.
+std::vector<int> Bpe::number_symbols(const ModelFile& model) {
     std::vector<int> joined;
-    for (size_t id = 0; id < model.pieces.size(); ++id) {
+    vocab_size_ = static_cast<uint32_t>(model.pieces.size());
+    piece_characters_.resize(vocab_size_);
+    for (size_t id = 0; id < vocab_size_; ++id) {
         const Piece& piece = model.pieces[id];
         if (piece.type != PieceType::kNormal) continue;
-        const std::vector<uint32_t> characters = characters_of(piece.text);
+        std::vector<uint32_t> characters = characters_of(piece.text);
         if (characters.size() > 1) {
             joined.push_back(static_cast<int>(id));
         } else {
-            set_symbol(characters[0], kKnown | static_cast<uint32_t>(id));
+            set_symbol(characters[0], kAlone | static_cast<uint32_t>(id));
         }
+        piece_characters_[id] = std::move(characters);
     }
-    std::stable_sort(joined.begin(), joined.end(), [&](int one, int other) {
-        return order_of(model.pieces[one].score) > order_of(model.pieces[other].score);
-    });
-    num_joined_ = static_cast<uint32_t>(joined.size());
-    bool ties = false;
+    auto order = [&](int id) { return order_of(model.pieces[id].score); };
+    std::stable_sort(joined.begin(), joined.end(), [&](int one, int other) { return order(one) > order(other); });
+    bool in_order = true;
+    rank_.resize(vocab_size_);
     for (size_t place = 0; place < joined.size(); ++place) {
-        const Piece& piece = model.pieces[joined[place]];
-        const bool tie = place > 0 && order_of(piece.score) == order_of(model.pieces[joined[place - 1]].score);
-        ties = ties || tie;
-        rank_.push_back(tie ? rank_.back() : static_cast<uint32_t>(place));
-        id_of_symbol_.push_back(joined[place]);
-        character_of_symbol_.push_back(0);
-        piece_characters_.push_back(characters_of(piece.text));
+        const bool tie = place > 0 && order(joined[place]) == order(joined[place - 1]);
+        rank_[joined[place]] = tie ? rank_[joined[place - 1]] : static_cast<uint32_t>(place);
+        in_order = in_order && !tie && (place == 0 || joined[place] > joined[place - 1]);
     }
-    for (uint32_t symbol = 0; symbol < num_joined_; ++symbol) {
-        for (uint32_t character : piece_characters_[symbol]) {
+    if (in_order) rank_.clear();
+    for (int id : joined) {
+        for (uint32_t character : piece_characters_[id]) {
             const uint32_t now = symbol_of(character);
-            if (now < kMarks) continue;
-            id_of_symbol_.push_back((now & kUnknown) != 0 ? -1 : static_cast<int>(now & ~kKnown));
-            character_of_symbol_.push_back(character);
-            set_symbol(character, static_cast<uint32_t>(id_of_symbol_.size() - 1));
+            if (now < kAlone) continue;
+            set_symbol(character,
+                       now < kUnknown ? now & ~kAlone : vocab_size_ + static_cast<uint32_t>(characters_.size()));
+            if (now >= kUnknown) characters_.push_back(character);
         }
     }
-    if (id_of_symbol_.size() >= kMostSymbols)
+    if (vocab_size_ + characters_.size() >= kMostSymbols)
         throw std::runtime_error("the vocabulary is too large for the native core");
-    if (!ties) rank_.clear();
+    return joined;
 }
 
 // Every way to join two symbols into a piece, and which characters some piece has side by side.
-void Bpe::add_pairs(const ModelFile& model) {
+void Bpe::add_pairs(const ModelFile& model, const std::vector<int>& joined_ids) {
     std::unordered_map<std::string_view, uint32_t> symbol_of_text;
     size_t num_splits = 0;
-    for (uint32_t symbol = 0; symbol < num_joined_; ++symbol) {
-        symbol_of_text.emplace(model.pieces[id_of_symbol_[symbol]].text, symbol);
-        num_splits += piece_characters_[symbol].size() - 1;
+    for (int id : joined_ids) {
+        symbol_of_text.emplace(model.pieces[id].text, static_cast<uint32_t>(id));
+        num_splits += piece_characters_[id].size() - 1;
     }
     struct Pair {
         uint32_t left, right, joined;
     };
     std::vector<Pair> found;
-    neighbours_shift_ = 64 - bits_for(num_splits * 16);
-    neighbours_.assign(size_t{1} << (64 - neighbours_shift_ - 6), 0);
-    for (uint32_t joined = 0; joined < num_joined_; ++joined) {
-        const std::string_view text = model.pieces[id_of_symbol_[joined]].text;
+    neighbours_shift_ = 64 - bits_for(num_splits / 4);
+    neighbours_.assign(size_t{1} << (64 - neighbours_shift_), 0);
+    for (int joined : joined_ids) {
+        const std::string_view text = model.pieces[joined].text;
         const std::vector<uint32_t>& characters = piece_characters_[joined];
         size_t offset = 0;
         for (size_t split = 1; split < characters.size(); ++split) {
@@ -135,11 +136,13 @@ void Bpe::add_pairs(const ModelFile& model) {
             };
             const uint32_t left = part(text.substr(0, offset), split == 1, characters[0]);
             const uint32_t right = part(text.substr(offset), split + 1 == characters.size(), characters.back());
-            if (left != kNone && right != kNone) found.push_back({left, right, joined});
+            if (left != kNone && right != kNone) {
+                found.push_back({left, right, static_cast<uint32_t>(joined)});
+            }
         }
     }
     pairs_shift_ = 64 - bits_for(found.size() * 2);
-    pairs_.assign(size_t{1} << (64 - pairs_shift_), ~uint64_t{0});
+    pairs_.assign((size_t{1} << (64 - pairs_shift_)) + 2, kEmpty);
     for (const Pair& pair : found) insert_pair(pair.left, pair.right, pair.joined);
 }
 
@@ -173,7 +176,7 @@ void Bpe::add_user_symbols(const ModelFile& model) {
         });
         const bool alone = symbols.size() == 1 && symbols[0].text.size() == valid_length(symbols[0].text);
         if (alone) {
-            set_symbol(character, kKnown | static_cast<uint32_t>(symbols[0].id));
+            set_symbol(character, kAlone | static_cast<uint32_t>(symbols[0].id));
         } else {
             const uint32_t otherwise = symbol_of(character);
             set_symbol(character, kSymbolStart | static_cast<uint32_t>(starts_.size()));
@@ -183,7 +186,9 @@ void Bpe::add_user_symbols(const ModelFile& model) {
 }
 
 void Bpe::set_symbol(uint32_t code_point, uint32_t symbol) {
-    if (code_point < basic_plane_.size()) {
+    if (code_point < low_characters_.size()) {
+        low_characters_[code_point] = symbol;
+    } else if (code_point < basic_plane_.size()) {
         basic_plane_[code_point] = symbol;
     } else {
         other_planes_[code_point] = symbol;

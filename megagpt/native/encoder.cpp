@@ -66,6 +66,11 @@ std::string replace_invalid(std::string_view text) {
     return valid;
 }
 
+// Whether a text's two offsets do.
+bool lies_within(const int64_t* offsets, size_t size) {
+    return offsets[0] >= 0 && offsets[0] <= offsets[1] && offsets[1] <= static_cast<int64_t>(size);
+}
+
 }  // namespace
 
 Core::Core(std::string_view model_bytes, std::vector<int> mark_ids)
@@ -80,6 +85,51 @@ Core::Core(std::string_view model_bytes, std::vector<int> mark_ids)
 
 template <typename Id>
 size_t Worker<Id>::encode_lines(std::string_view content, size_t at, std::string_view key) {
+    begin_batch();
+    const size_t stopped = batch_lines(content, at, key);
+    end_batch();
+    return stopped;
+}
+
+template <typename Id>
+size_t Worker<Id>::encode_texts(std::string_view data, const int64_t* offsets, size_t first, size_t count) {
+    begin_batch();
+    const size_t stopped = batch_texts(data, offsets, first, count);
+    end_batch();
+    if (stopped < count && !lies_within(offsets + stopped, data.size())) {
+        throw std::runtime_error("offsets do not rise within the data");
+    }
+    return stopped;
+}
+
+template <typename Id>
+void Worker<Id>::encode_text(std::string_view text) {
+    begin_batch();
+    if (!core_.raw || is_utf8(text)) {
+        encode_document(text);  // the normaliser takes any bytes
+    } else {
+        encode_document(replace_invalid(text));
+    }
+    end_batch();
+}
+
+// What is encoded from the corpus's own bytes is given out by `end_batch`, for many documents at once.
+template <typename Id>
+void Worker<Id>::begin_batch() {
+    bpe_.reset(ids.size());
+}
+
+template <typename Id>
+void Worker<Id>::end_batch() {
+    if (!core_.raw) return;
+    core_.bpe->finish(bpe_, ids);
+    for (size_t number = 1; number < bpe_.ends.size(); ++number) {
+        lengths.push_back(static_cast<int64_t>(bpe_.ends[number] - bpe_.ends[number - 1]));
+    }
+}
+
+template <typename Id>
+size_t Worker<Id>::batch_lines(std::string_view content, size_t at, std::string_view key) {
     while (at < content.size()) {
         const void* newline = std::memchr(content.data() + at, '\n', content.size() - at);
         const size_t stop = newline == nullptr
@@ -94,71 +144,73 @@ size_t Worker<Id>::encode_lines(std::string_view content, size_t at, std::string
 }
 
 template <typename Id>
-size_t Worker<Id>::encode_texts(std::string_view data, const int64_t* offsets, size_t first, size_t count) {
+size_t Worker<Id>::batch_texts(std::string_view data, const int64_t* offsets, size_t first, size_t count) {
     for (size_t number = first; number < count; ++number) {
-        const int64_t start = offsets[number], stop = offsets[number + 1];
-        if (start < 0 || stop < start || stop > static_cast<int64_t>(data.size())) {
-            throw std::runtime_error("offsets do not rise within the data");
-        }
-        const std::string_view text = data.substr(static_cast<size_t>(start), static_cast<size_t>(stop - start));
-        if (text.empty() || !is_utf8(text) || !encode_valid(text)) return number;
+        if (!lies_within(offsets + number, data.size())) return number;
+        const auto start = static_cast<size_t>(offsets[number]), stop = static_cast<size_t>(offsets[number + 1]);
+        const std::string_view text = data.substr(start, stop - start);
+        if (text.empty() || (!core_.raw && !is_utf8(text)) || !encode_document(text)) return number;
     }
     return count;
-}
-
-template <typename Id>
-void Worker<Id>::encode_text(std::string_view text) {
-    if (!core_.raw || is_utf8(text)) {
-        encode_valid(text);  // the normaliser takes any bytes
-    } else {
-        encode_valid(replace_invalid(text));
-    }
 }
 
 template <typename Id>
 bool Worker<Id>::encode_json(const JsonString& found) {
     if (!found.escaped) {
         if (!core_.raw && !is_utf8(found.raw)) return false;
-        return encode_valid(found.raw);
+        return encode_document(found.raw);
     }
-    unescaped_.clear();
-    if (unescape(found.raw, true, unescaped_) == kWrongEscape) return false;
-    if (!core_.raw && !is_utf8(unescaped_)) return false;
-    return encode_valid(unescaped_);
+    if (unescaped_.size() <= found.raw.size()) unescaped_.resize(found.raw.size() * 2);
+    char* end = unescaped_.data();
+    if (unescape(found.raw, true, end) == kWrongEscape) return false;
+    const std::string_view text(unescaped_.data(), static_cast<size_t>(end - unescaped_.data()));
+    if (!core_.raw && !is_utf8(text)) return false;
+    return encode_document(text);
 }
 
 // A whole document; false (and nothing kept) where raw text turns out not to be UTF-8.
 template <typename Id>
-bool Worker<Id>::encode_valid(std::string_view text) {
-    const size_t begin = ids.size();
-    start();
-    std::string_view rest = text;
-    bool valid = true;
-    while (valid && rest.size() > kSliceBytes) {  // bounds the buffers of long documents
-        const size_t slice = kSliceBytes - cut_end(rest.substr(0, kSliceBytes));
-        valid = part(rest.substr(0, slice), false);
-        rest.remove_prefix(slice);
-    }
-    if (!valid || !part(rest, true)) {
-        ids.cut(begin);
-        return false;
-    }
-    close(begin, text.size(), count_characters(text));
+bool Worker<Id>::encode_document(std::string_view text) {
+    if (!(core_.raw ? encode_raw(text) : encode_normalised(text))) return false;
+    text_bytes += text.size();
+    num_characters += count_characters(text);
     return true;
 }
 
 template <typename Id>
-void Worker<Id>::close(size_t begin, size_t bytes, size_t characters) {
+bool Worker<Id>::encode_raw(std::string_view text) {
+    if (core_.bpe->encode(text, true, bpe_, ids) == Bpe::kInvalid) {
+        core_.bpe->drop_document(bpe_, ids);
+        return false;
+    }
+    core_.bpe->end_document(bpe_);
+    return true;
+}
+
+template <typename Id>
+bool Worker<Id>::encode_normalised(std::string_view text) {
+    const size_t begin = ids.size();
+    start();
+    while (text.size() > kSliceBytes) {  // bounds the buffers of long documents
+        const size_t slice = kSliceBytes - cut_end(text.substr(0, kSliceBytes));
+        part(text.substr(0, slice), false);
+        text.remove_prefix(slice);
+    }
+    part(text, true);
+    put_end();
+    lengths.push_back(static_cast<int64_t>(ids.size() - begin));
+    return true;
+}
+
+template <typename Id>
+void Worker<Id>::put_end() {
     ids.reserve(1);
     ids.put(eod_id_);
-    lengths.push_back(static_cast<int64_t>(ids.size() - begin));
-    text_bytes += bytes;
-    num_characters += characters;
 }
 
 template <typename Id>
 void Worker<Id>::start() {
-    bpe_.reset();
+    bpe_.reset(ids.size());
     unigram_.reset();
     normalizer_ = {};
     unigram_after_unknown_ = false;
@@ -195,9 +247,9 @@ bool Worker<Id>::raw_part(std::string_view text, bool last) {
         joined_ += text;
         text = joined_;
     }
-    ids.reserve((text.size() + bpe_.length + 1) * Bpe::kIdsPerSymbol);
     const size_t used = core_.bpe->encode(text, last, bpe_, ids);
     if (used == Bpe::kInvalid) return false;
+    if (last) core_.bpe->finish(bpe_, ids);
     unread_.assign(text.substr(used));
     return true;
 }
@@ -210,8 +262,8 @@ void Worker<Id>::normalised_part(bool last) {
         normalised_.clear();
         return;
     }
-    ids.reserve((normalised_.size() + bpe_.length + 1) * Bpe::kIdsPerSymbol);
     const size_t used = core_.bpe->encode(normalised_, last, bpe_, ids);
+    if (last) core_.bpe->finish(bpe_, ids);
     normalised_.erase(0, used);  // normalised text is UTF-8: never kInvalid
 }
 
@@ -238,17 +290,18 @@ bool Worker<Id>::push(std::string_view text) {
 
 template <typename Id>
 size_t Worker<Id>::push_json(std::string_view raw, bool last) {
-    std::string text;
-    const size_t used = unescape(raw, last, text);
-    if (used == kWrongEscape || !push(text)) return kWrongEscape;
-    return used;
+    std::string text(raw.size(), '\0');
+    char* end = text.data();
+    const size_t used = unescape(raw, last, end);
+    if (used == kWrongEscape) return kWrongEscape;
+    text.resize(static_cast<size_t>(end - text.data()));
+    return push(text) ? used : kWrongEscape;
 }
 
 template <typename Id>
 bool Worker<Id>::finish() {
     if (!cut_.empty() || !part(std::string_view(), true)) return false;
-    ids.reserve(1);
-    ids.put(eod_id_);
+    put_end();
     lengths.push_back(static_cast<int64_t>(streamed_ids_ + ids.size()));
     text_bytes += streamed_bytes_;
     num_characters += streamed_characters_;

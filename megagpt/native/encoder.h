@@ -32,7 +32,7 @@ struct Core {
 template <typename Id>
 class Worker {
   public:
-    Worker(const Core& core, int eod_id) : core_(core), eod_id_(eod_id) {}
+    Worker(const Core& core, int eod_id) : core_(core), eod_id_(eod_id) { bpe_.eod_id = eod_id; }
 
     // Encodes the lines of `content` from byte `at` on; returns where it stopped: the end, or the start of a line that
     // is odd (json_line.h) or not UTF-8, of which nothing was kept.
@@ -60,14 +60,20 @@ class Worker {
     size_t num_characters = 0;
 
   private:
+    void begin_batch();
+    void end_batch();
+    size_t batch_lines(std::string_view content, size_t at, std::string_view key);
+    size_t batch_texts(std::string_view data, const int64_t* offsets, size_t first, size_t count);
     bool encode_json(const JsonString& found);
-    bool encode_valid(std::string_view text);
+    bool encode_document(std::string_view text);
+    bool encode_raw(std::string_view text);
+    bool encode_normalised(std::string_view text);
     void start();
     bool part(std::string_view text, bool last);
     bool plain_part(std::string_view text, bool last);
     bool raw_part(std::string_view text, bool last);
     void normalised_part(bool last);
-    void close(size_t begin, size_t bytes, size_t characters);
+    void put_end();
 
     const Core& core_;
     int eod_id_;

@@ -11,7 +11,7 @@
 #include <emmintrin.h>
 #endif
 
-#include "utf8.h"
+#include "json_escape.h"
 
 namespace megagpt {
 namespace {
@@ -20,7 +20,6 @@ constexpr int kMaxDepth = 64;       // Python's own limit depends on its recursi
 constexpr size_t kMaxDigits = 640;  // the least limit that Python can be given for integers
 
 bool is_space(char byte) { return byte == ' ' || byte == '\t' || byte == '\r' || byte == '\n'; }
-bool is_digit(char byte) { return byte >= '0' && byte <= '9'; }
 
 // The first quote, backslash or control character from `at` on.
 const char* special(const char* at, const char* end) {
@@ -37,24 +36,6 @@ const char* special(const char* at, const char* end) {
 #endif
     while (at < end && *at != '"' && *at != '\\' && static_cast<unsigned char>(*at) >= 0x20) ++at;
     return at;
-}
-
-int hex_digit(char byte) {
-    if (is_digit(byte)) return byte - '0';
-    const char lower = static_cast<char>(byte | 0x20);
-    return lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
-}
-
-// The unit of an escape \uXXXX at `at` (its backslash), or -1.
-int escaped_unit(const char* at, const char* end) {
-    if (end - at < 6 || at[0] != '\\' || at[1] != 'u') return -1;
-    int unit = 0;
-    for (int place = 2; place < 6; ++place) {
-        const int digit = hex_digit(at[place]);
-        if (digit < 0) return -1;
-        unit = unit << 4 | digit;
-    }
-    return unit;
 }
 
 // One line, read from left to right; every method returns false where the line is odd.
@@ -96,7 +77,7 @@ class Reader {
                 if (escaped_unit(at_, end_) < 0) return false;
                 at_ += 6;
             } else {
-                if (std::strchr("\"\\/bfnrt", at_[1]) == nullptr || at_[1] == '\0') return false;
+                if (plain_escape(at_[1]) == '\0') return false;
                 at_ += 2;
             }
         }
@@ -222,43 +203,6 @@ class Reader {
     MappedPages* pages_;
 };
 
-void append_character(uint32_t character, std::string& out) {
-    if (character < 0x80) {
-        out += static_cast<char>(character);
-        return;
-    }
-    if (character < 0x800) {
-        out += static_cast<char>(0xC0 | character >> 6);
-    } else {
-        if (character < 0x10000) {
-            out += static_cast<char>(0xE0 | character >> 12);
-        } else {
-            out += static_cast<char>(0xF0 | character >> 18);
-            out += static_cast<char>(0x80 | (character >> 12 & 0x3F));
-        }
-        out += static_cast<char>(0x80 | (character >> 6 & 0x3F));
-    }
-    out += static_cast<char>(0x80 | (character & 0x3F));
-}
-
-// What a one-letter escape stands for.
-char plain_escape(char letter) {
-    switch (letter) {
-        case 'b':
-            return '\b';
-        case 'f':
-            return '\f';
-        case 'n':
-            return '\n';
-        case 'r':
-            return '\r';
-        case 't':
-            return '\t';
-        default:
-            return letter;
-    }
-}
-
 }  // namespace
 
 LineKind find_text(std::string_view line, std::string_view key, JsonString& text, MappedPages* pages) {
@@ -281,36 +225,6 @@ LineKind find_text(std::string_view line, std::string_view key, JsonString& text
     return found && !text.raw.empty() && reader.done() ? LineKind::kText : LineKind::kOdd;
 }
 
-size_t unescape(std::string_view raw, bool last, std::string& out) {
-    constexpr ptrdiff_t kLongest = 12;  // \uD83D\uDE00
-    const char* at = raw.data();
-    const char* end = at + raw.size();
-    while (at < end) {
-        const void* next = std::memchr(at, '\\', static_cast<size_t>(end - at));
-        const char* escape = next == nullptr ? end : static_cast<const char*>(next);
-        out.append(at, escape);
-        at = escape;
-        if (escape == end || (!last && end - escape < kLongest)) break;
-        if (end - escape < 2) return kWrongEscape;
-        if (escape[1] != 'u') {
-            out += plain_escape(escape[1]);
-            at = escape + 2;
-            continue;
-        }
-        int unit = escaped_unit(escape, end);
-        at = escape + 6;
-        if (unit < 0 || (unit >= 0xDC00 && unit < 0xE000)) return kWrongEscape;
-        if (unit >= 0xD800 && unit < 0xDC00) {
-            const int low = escaped_unit(at, end);
-            if (low < 0xDC00 || low >= 0xE000) return kWrongEscape;
-            unit = 0x10000 + ((unit - 0xD800) << 10) + (low - 0xDC00);
-            at += 6;
-        }
-        append_character(static_cast<uint32_t>(unit), out);
-    }
-    return static_cast<size_t>(at - raw.data());
-}
-
 void MappedPages::release(const char* at) {
     const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     const char* from = std::max(begin_, next_ - kWindow);  // what was passed before that is given back already
@@ -318,30 +232,6 @@ void MappedPages::release(const char* at) {
     const uintptr_t stop = reinterpret_cast<uintptr_t>(std::min(at, end_)) & ~(page - 1);
     if (stop > first) madvise(reinterpret_cast<void*>(first), stop - first, MADV_DONTNEED);
     next_ = at + kWindow;
-}
-
-bool is_utf8(std::string_view text) {
-    size_t at = 0;
-    while (at < text.size()) {
-        if (text.size() - at >= 8) {
-            uint64_t eight;
-            std::memcpy(&eight, text.data() + at, 8);
-            if ((eight & 0x8080808080808080u) == 0) {
-                at += 8;
-                continue;
-            }
-        }
-        const size_t length = valid_length(text.substr(at));
-        if (length == 0) return false;
-        at += length;
-    }
-    return true;
-}
-
-size_t count_characters(std::string_view text) {
-    size_t count = 0;
-    for (char byte : text) count += (static_cast<unsigned char>(byte) & 0xC0) != 0x80 ? 1 : 0;
-    return count;
 }
 
 }  // namespace megagpt

@@ -5,7 +5,6 @@
 // words the error.
 #pragma once
 
-#include <string>
 #include <string_view>
 
 namespace megagpt {
@@ -41,10 +40,11 @@ class MappedPages {
 // from a file and longer than memory should hold.
 LineKind find_text(std::string_view line, std::string_view key, JsonString& text, MappedPages* pages = nullptr);
 
-// Appends the characters of `raw`, resolving escapes, and returns how many of its bytes were read: all, or without
-// `last` up to an escape that its end cuts. kWrongEscape at a lone surrogate.
+// Writes the characters of `raw`, resolving escapes, and returns how many of its bytes were read: all, or without
+// `last` up to an escape that its end cuts. kWrongEscape at a lone surrogate. `out`, which is moved on, has room for
+// `raw`.
 constexpr size_t kWrongEscape = ~size_t{0};
-size_t unescape(std::string_view raw, bool last, std::string& out);
+size_t unescape(std::string_view raw, bool last, char*& out);
 
 bool is_utf8(std::string_view text);
 

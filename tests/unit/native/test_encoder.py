@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -133,3 +134,43 @@ def test_more_user_symbols_begin_alike_than_sentencepiece_looks_at(samples: list
     for length in range(2, 72):
         proto.pieces.add(piece="q" * length, score=0.0, type=proto.pieces[0].USER_DEFINED)
     assert differences(proto.SerializeToString(), [b"q" * length for length in range(1, 150)]) == []
+
+
+@pytest.mark.parametrize("num_characters", [1, 2_047, 2_048, 5_000, 9_000])
+def test_nothing_is_kept_of_a_text_that_is_not_utf8(num_characters: int, samples: list[str]) -> None:
+    """Many documents are given out together, and some of a long one before its end is read."""
+    model = train(ModelKind("bpe"), samples, "", _VOCAB_SIZE)
+    good = [text.encode() for text in samples[:50]]
+    bad = ("关羽" * num_characters)[:num_characters].encode() + b"\xff"
+    expected = _Encoded.of(model, good)
+    for number in (0, 1, 30, 49):
+        texts = [*good[:number], bad, *good[number:]]
+        worker = _encoder.Worker(_encoder.Model(model, ()), 7, 4)
+        offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+        assert worker.encode_texts(b"".join(texts), offsets.data, 0) == number
+        assert worker.encode_texts(b"".join(texts), offsets.data, number + 1) == len(texts)
+        assert _Encoded(*worker.take()) == expected
+
+
+def test_offsets_must_rise_within_the_data(samples: list[str]) -> None:
+    worker = _encoder.Worker(_encoder.Model(train(ModelKind("bpe"), samples, "", _VOCAB_SIZE), ()), 7, 4)
+    for offsets in ([0, 4, 2], [0, 2, 5], [-1, 2, 3]):
+        with pytest.raises(ValueError, match="offsets do not rise"):
+            worker.encode_texts(b"abcd", np.array(offsets, np.int64).data, 0)
+
+
+class _Encoded(NamedTuple):
+    """What Worker.take gives."""
+
+    ids: bytes
+    lengths: bytes
+    text_bytes: int
+    num_characters: int
+
+    @classmethod
+    def of(cls, model: bytes, texts: list[bytes]) -> "_Encoded":
+        """Each text encoded by itself."""
+        worker = _encoder.Worker(_encoder.Model(model, ()), 7, 4)
+        for text in texts:
+            worker.encode_text(text)
+        return cls(*worker.take())
