@@ -7,6 +7,7 @@ import argparse
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -14,12 +15,16 @@ from megagpt.config import RunConfig
 from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments, unknown_argument
 from megagpt.config_file import load_config
 from megagpt.errors import ConfigError, MegagptError, no_rights
+from megagpt.plan import RunPlan
 from megagpt.plan_draw import check_drawing, draw_schedule
-from megagpt.plan_gpus import plan_on_cluster
+from megagpt.plan_gpus import find_gpu, plan_on_cluster
 from megagpt.plan_report import print_plan
 
+if TYPE_CHECKING:
+    from megagpt.rehearse.run import Rehearsal
+
 _PIPE_WIDTH = 120
-_FLAGS = ["--gpus", "--gpu-memory", "--draw", "--help"]
+_FLAGS = ["--gpus", "--gpu-memory", "--draw", "--rehearse", "--rank", "--micro-batches", "--help"]
 
 
 def run_plan_command(argv: list[str]) -> int:
@@ -37,6 +42,7 @@ def run_plan_command(argv: list[str]) -> int:
         plan = plan_on_cluster(loaded, options.gpus, tokenizer_vocab_size(loaded.config), options.gpu_memory)
         if options.draw is not None:
             draw_schedule(plan, options.draw)
+        rehearsal = _rehearse(plan, options)
     except (MegagptError, PermissionError) as raised:
         error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
@@ -49,7 +55,26 @@ def run_plan_command(argv: list[str]) -> int:
     print_plan(plan, console)
     if options.draw is not None:
         console.print(f"wrote {options.draw}", highlight=False, markup=False, soft_wrap=True)
+    if rehearsal is not None:
+        from megagpt.rehearse.report import print_rehearsal
+
+        gpu = find_gpu(loaded)
+        memory_gib = options.gpu_memory if options.gpu_memory is not None or gpu is None else gpu.memory_gib
+        console.print()
+        print_rehearsal(rehearsal, memory_gib, console)
     return 0
+
+
+def _rehearse(plan: RunPlan, options: argparse.Namespace) -> "Rehearsal | None":
+    """The rehearsal that was asked for, if any."""
+    if not options.rehearse:
+        for flag, value in (("--rank", options.rank), ("--micro-batches", options.micro_batches)):
+            if value is not None:
+                raise ConfigError(f"{flag} {value} is about a rehearsal; add --rehearse")
+        return None
+    from megagpt.rehearse.run import rehearse  # imports torch, megatron-core and DeepSpeed
+
+    return rehearse(plan, options.rank, options.micro_batches)
 
 
 def tokenizer_vocab_size(config: RunConfig) -> int | None:
@@ -70,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="megagpt plan",
         description="Prints what a configuration comes to on so many GPUs, or every problem. Needs no GPU.",
-        usage="megagpt plan CONFIG [--gpus N] [--gpu-memory GIB] [--draw FILE] [--section.key VALUE ...]",
+        usage="megagpt plan CONFIG [--gpus N] [--gpu-memory GIB] [--draw FILE] [--rehearse] [--section.key VALUE ...]",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, or the name of a shipped one such as gpt3-175b")
@@ -89,6 +114,21 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         metavar="FILE",
         help="draw one step of the pipeline at the full batch into FILE.png, .svg or .pdf (needs matplotlib)",
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run one step of one rank for real, but for the tensors' values: shards, memory, collectives, passes",
+    )
+    parser.add_argument(
+        "--rank", type=int, default=None, metavar="R", help="rank to rehearse (default: the first with the fullest GPU)"
+    )
+    parser.add_argument(
+        "--micro-batches",
+        type=int,
+        default=None,
+        metavar="N",
+        help="micro-batches to run in the rehearsal (default: all, or what fills and drains the pipeline)",
     )
     config_arguments_help(parser)
     return parser
