@@ -143,6 +143,8 @@ def test_slurm(checkout: Checkout, by_torchrun: list[dict[str, Any]]) -> None:
         lab = SlurmLab(Path(folder))
         try:
             nodes = ("--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1", "--time=5")
+            # the first job of every SLURM would take the same port, also where these tests run twice
+            nodes += (f"--export=ALL,MASTER_PORT={free_port()}",)
             submitted = lab.run(
                 *("sbatch", *nodes, "--output=job.log", "launch/slurm.sbatch", *checkout.arguments("slurm")),
                 cwd=checkout.folder,
