@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from megagpt import __version__
 from megagpt.errors import ConfigError
+from megagpt.parallel.upstream import TESTED
 
 REQUIRED = ["torch", "numpy", "deepspeed", "megatron-core", "sentencepiece", "tokenizers", "pydantic", "wandb"]
 # Sub-packages that NVIDIA's apex has (github.com/NVIDIA/apex, apex/) and the package of that name on PyPI has not.
@@ -60,6 +61,26 @@ def check_megatron() -> None:
     )
 
 
+def check_upstream() -> None:
+    """Raise ConfigError with all that an untested megatron-core or DeepSpeed lacks of what we lean on.
+
+    Versions that the tests pass with are taken at their word; any other is imported and looked through, which takes
+    seconds (`parallel/upstream_check.py`).
+    """
+    if not any(_is_untested(package) for package in TESTED):
+        return
+    from megagpt.parallel.upstream_check import missing_upstream  # imports torch, megatron-core and DeepSpeed
+
+    missing = missing_upstream()
+    if missing:
+        raise ConfigError(missing)
+
+
+def _is_untested(package: str) -> bool:
+    version = _version(package)
+    return version is not None and package in TESTED and version not in TESTED[package]
+
+
 def _release(version: str) -> tuple[int, int]:
     """(0, 19) of "0.19.2" and of "0.19.0rc1"."""
     major, minor = version.split(".")[:2]
@@ -104,10 +125,15 @@ def environment_lines() -> list[str]:
         ("python", f"{platform.python_version()} in {sys.executable}"),
         ("system", f"{platform.platform()}, {len(os.sched_getaffinity(0))} usable cores"),
     ]
-    rows += [(name, _version(name) or "not installed") for name in REQUIRED]
+    rows += [(name, _state(name)) for name in REQUIRED]
     rows += [("devices", state) for state in device_states()]
     rows += [(package.name, package.state) for package in optional_packages()]
     return [f"{name:20} {state}" for name, state in rows]
+
+
+def _state(package: str) -> str:
+    version = _version(package) or "not installed"
+    return f"{version} (the tests pass with {' and '.join(TESTED[package])})" if _is_untested(package) else version
 
 
 def device_states() -> list[str]:
@@ -129,7 +155,7 @@ def device_states() -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """`megagpt env`: print the report. Raises ConfigError for arguments, and where apex is not NVIDIA's."""
+    """`megagpt env`: print the report. Raises ConfigError for arguments and for packages that training refuses."""
     if argv in (["-h"], ["--help"]):
         print("usage: megagpt env\n\nVersions, devices and optional packages of this machine.")
         return 0
@@ -138,6 +164,7 @@ def main(argv: list[str]) -> int:
     print("\n".join(environment_lines()))
     check_apex()
     check_megatron()
+    check_upstream()
     return 0
 
 

@@ -12,7 +12,7 @@ from megagpt.checkpoint.load import RunIdentity, check_belongs, latest_checkpoin
 from megagpt.checkpoint.manifest import CheckpointLayout, Manifest
 from megagpt.config_file import LoadedConfig
 from megagpt.data.stream import BatchStream, SampleSource
-from megagpt.environment import check_apex, check_megatron, check_wandb_login
+from megagpt.environment import check_apex, check_megatron, check_upstream, check_wandb_login
 from megagpt.errors import CheckpointError, ConfigError
 from megagpt.parallel.launcher import launched_rank
 from megagpt.plan import RunPlan, make_plan
@@ -69,6 +69,7 @@ def prepare_run(loaded: LoadedConfig, num_ranks: int) -> PreparedRun:
     """Read and check all of a run. Raises ConfigError, DataError or CheckpointError."""
     check_apex()
     check_megatron()
+    check_upstream()
     config = loaded.config
     if config.log.wandb == "online" and launched_rank() == 0:  # the rank that logs in
         check_wandb_login()

@@ -133,3 +133,25 @@ def test_a_megatron_core_without_triton_is_accepted(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(environment, "_version", lambda name: "0.16.1")
     monkeypatch.setattr(environment, "_module_places", lambda name: [])
     environment.check_megatron()
+
+
+def test_an_untested_version_is_looked_through(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tested versions are not: looking takes seconds."""
+    from megagpt.parallel import upstream_check
+
+    monkeypatch.setattr(upstream_check, "missing_upstream", lambda: ["megatron-core 0.20.0 has no x", "and no y"])
+    environment.check_upstream()
+    installed = environment._version
+    monkeypatch.setattr(environment, "_version", lambda name: "0.20.0" if name == "megatron-core" else installed(name))
+    monkeypatch.setattr(environment, "check_megatron", lambda: None)
+    with pytest.raises(ConfigError) as caught:
+        environment.check_upstream()
+    assert caught.value.problems == ["megatron-core 0.20.0 has no x", "and no y"]
+    assert cli.main(["env"]) == 2
+    captured = capsys.readouterr()
+    assert "megatron-core        0.20.0 (the tests pass with 0.16.1 and 0.19.2)" in captured.out
+    assert "error: megatron-core 0.20.0 has no x\nerror: and no y" in captured.err
+    monkeypatch.setattr(upstream_check, "missing_upstream", list)
+    assert cli.main(["env"]) == 0

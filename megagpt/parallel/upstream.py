@@ -1,0 +1,365 @@
+"""Every name of megatron-core and DeepSpeed that we lean on: where we use it, and why. Nothing but the table.
+
+A new version that lacks one would fail far from its cause, or train wrongly without a word, such as where an attribute
+is set that nothing reads any more. `upstream_check.py` looks for all of them and says in a sentence what is missing; a
+test keeps the table complete.
+"""
+
+from typing import NamedTuple
+
+# versions that the tests pass with; any other is looked through before training starts
+TESTED = {"megatron-core": ("0.16.1", "0.19.2"), "deepspeed": ("0.19.8",)}
+
+
+class Upstream(NamedTuple):
+    """Names that one of our files (its path is within megagpt/) takes from one module for one reason.
+
+    Words in a text are separated by spaces. A name may be dotted: an attribute of a class, or of its instances.
+    """
+
+    module: str
+    names: str  # empty: the module itself
+    used_in: str
+    why: str
+    parameters: str = ""  # words that each of `names` takes; of a class: its constructor's parameters or its fields
+    mentions: str = ""  # words in the source of each of `names`: what it reads of ours, or sets on what is ours
+    value: str | None = None  # what `names` is equal to
+
+
+# our config is megatron-core's ModelParallelConfig and a few fields; these two modules read it, and these fields of the
+# larger TransformerConfig only for features that we do not use
+CONFIG_READERS = ("megatron.core.pipeline_parallel.schedules", "megatron.core.pipeline_parallel.p2p_communication")
+FIELDS_NOT_READ = ("cuda_graph_impl", "cuda_graph_scope", "mtp_num_layers", "num_moe_experts")
+
+_STATE = "megatron.core.parallel_state"
+_LAYERS = "megatron.core.tensor_parallel.layers"
+_SCHEDULES = "megatron.core.pipeline_parallel.schedules"
+_MESH, _ENGINE, _JSON, _CPU = "parallel/mesh.py", "parallel/engine.py", "parallel/deepspeed_json.py", "parallel/cpu.py"
+
+_MEGATRON = [
+    Upstream(
+        _STATE,
+        "initialize_model_parallel",
+        _MESH,
+        "cutting the ranks into axes",
+        parameters="tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
+        "context_parallel_size create_gloo_process_groups",
+    ),
+    Upstream(
+        _STATE,
+        "get_tensor_model_parallel_rank get_pipeline_model_parallel_rank get_context_parallel_rank "
+        "get_tensor_model_parallel_group get_pipeline_model_parallel_group get_context_parallel_group "
+        "get_model_parallel_group",
+        _MESH,
+        "this rank's place and group on each axis",
+    ),
+    Upstream(
+        _STATE,
+        "get_data_parallel_world_size get_data_parallel_rank get_data_parallel_group",
+        _MESH,
+        "the data ranks, and with the context ranks the group that averages gradients",
+        parameters="with_context_parallel",
+    ),
+    Upstream(
+        _STATE,
+        "is_rank_in_embedding_group get_embedding_group",
+        _MESH,
+        "the two ends of a pipeline, which share the tied table",
+    ),
+    Upstream(_STATE, "destroy_model_parallel", _MESH, "leaving the groups at the end"),
+    Upstream(
+        _LAYERS,
+        "ColumnParallelLinear",
+        "model/linear.py",
+        "matrices whose rows are cut over tensor ranks",
+        parameters="config init_method tp_group",
+    ),
+    Upstream(
+        _LAYERS,
+        "RowParallelLinear",
+        "model/linear.py",
+        "matrices whose columns are cut over tensor ranks",
+        parameters="config init_method bias input_is_parallel skip_bias_add tp_group",
+    ),
+    Upstream(
+        _LAYERS,
+        "VocabParallelEmbedding",
+        "model/embedding.py",
+        "the token table, cut over tensor ranks",
+        parameters="init_method reduce_scatter_embeddings config tp_group",
+    ),
+    Upstream(
+        _LAYERS,
+        "linear_with_grad_accumulation_and_async_allreduce",
+        "model/embedding.py",
+        "the output head, whose matrix is the token table",
+        parameters="input weight bias gradient_accumulation_fusion allreduce_dgrad sequence_parallel tp_group",
+    ),
+    Upstream(
+        "megatron.core.enums",
+        "ModelType.encoder_or_decoder",
+        "parallel/schedule.py",
+        "what a schedule asks of a chunk",
+    ),
+    Upstream(
+        "megatron.core.pipeline_parallel",
+        "get_forward_backward_func",
+        "parallel/schedule.py",
+        "the schedule that fits the pipeline",
+    ),
+    Upstream(
+        _SCHEDULES,
+        "forward_backward_no_pipelining forward_backward_pipelining_without_interleaving "
+        "forward_backward_pipelining_with_interleaving",
+        "parallel/schedule.py",
+        "running the micro-batches of a step",
+        parameters="forward_step_func data_iterator model num_microbatches seq_length micro_batch_size forward_only",
+    ),
+    Upstream(
+        _SCHEDULES,
+        "",
+        "parallel/schedule.py",
+        "handing a chunk its input, and weighing the loss",
+        mentions="set_input_tensor vp_stage grad_scale_func calculate_per_token_loss",
+    ),
+    Upstream(
+        _SCHEDULES,
+        "",
+        "parallel/trace.py",
+        "the moments at which passes begin and end",
+        mentions="timers forward-compute backward-compute",
+    ),
+    Upstream(
+        "megatron.core.model_parallel_config",
+        "ModelParallelConfig",
+        "parallel/mcore_config.py",
+        "telling layers and schedules what to do",
+        parameters="tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
+        "microbatch_group_size_per_vp_stage context_parallel_size sequence_parallel params_dtype pipeline_dtype fp16 "
+        "bf16 perform_initialization use_cpu_initialization gradient_accumulation_fusion deterministic_mode "
+        "deallocate_pipeline_outputs variable_seq_lengths batch_p2p_comm overlap_p2p_comm cross_entropy_loss_fusion "
+        "grad_scale_func timers",
+    ),
+    *[
+        Upstream(module, "torch", _CPU, "putting buffers on the CPU where there is no CUDA")
+        for module in (
+            _LAYERS,
+            "megatron.core.tensor_parallel.mappings",
+            "megatron.core.tensor_parallel.utils",
+            "megatron.core.pipeline_parallel.p2p_communication",
+            "megatron.core.utils",
+            _SCHEDULES,
+        )
+    ],
+]
+
+_PARTITION = "deepspeed.runtime.zero.partition_parameters"
+_ZERO_CONFIG = "deepspeed.runtime.zero.config"
+_OFFLOAD_CONFIG = "deepspeed.runtime.zero.offload_config"
+_PRECISION = "deepspeed.runtime.precision_config"
+# (module, class, ZeRO stages) of the optimizers that DeepSpeed may wrap ours in
+_OPTIMIZERS = [
+    ("deepspeed.runtime.zero.stage_1_and_2", "DeepSpeedZeroOptimizer", "1 and 2"),
+    ("deepspeed.runtime.zero.stage3", "DeepSpeedZeroOptimizer_Stage3", "3"),
+    ("deepspeed.runtime.bf16_optimizer", "BF16_Optimizer", "1 in bf16"),
+]
+_STAGE_12, _STAGE_3, _STAGE_BF16 = _OPTIMIZERS
+_WORLD, _SHARDS = "rehearse/world.py", "rehearse/zero_shards.py"
+_JSON_KEYS = (  # of DeepSpeed's JSON; an unknown one is ignored without a word
+    "TRAIN_MICRO_BATCH_SIZE_PER_GPU GRADIENT_ACCUMULATION_STEPS GRADIENT_CLIPPING PRESCALE_GRADIENTS STEPS_PER_PRINT "
+    "WALL_CLOCK_BREAKDOWN ZERO_ALLOW_UNTESTED_OPTIMIZER ZERO_FORCE_DS_CPU_OPTIMIZER COMMUNICATION_DATA_TYPE DATA_TYPES "
+    "GRAD_ACCUM_DTYPE"
+)
+
+
+def _engine(names: str, why: str, parameters: str = "") -> Upstream:
+    return Upstream("deepspeed.runtime.engine", _of("DeepSpeedEngine", names), _ENGINE, why, parameters)
+
+
+def _of(owner: str, names: str) -> str:
+    return " ".join(f"{owner}.{name}" for name in names.split())
+
+
+_DEEPSPEED = [
+    Upstream(
+        "deepspeed",
+        "initialize",
+        _ENGINE,
+        "the engine that owns reduction, ZeRO and the update",
+        parameters="model optimizer config mpu dist_init_required",
+    ),
+    Upstream(
+        "deepspeed",
+        "init_distributed",
+        _ENGINE,
+        "taking up process groups that run already",
+        parameters="dist_init_required verbose",
+    ),
+    _engine("optimizer module", "the optimizer and the module as DeepSpeed wraps them"),
+    _engine("enable_backward_allreduce", "keeping the reduction out of the backward pass until our own sums are done"),
+    _engine(
+        "set_gradient_accumulation_boundary", "telling the last micro-batch of a step from the others", "is_boundary"
+    ),
+    _engine(
+        "allreduce_gradients step get_global_grad_norm was_step_applied", "the reduction and the update that end a step"
+    ),
+    _engine("scale _manual_backward_expected", "scaling the loss of fp16 in backward passes that the schedule drives"),
+    *[
+        Upstream(
+            module,
+            _of(owner, "param_groups state_dict"),
+            _ENGINE,
+            f"learning rate and state under ZeRO {stages}",
+        )
+        for module, owner, stages in _OPTIMIZERS
+    ],
+    *[
+        Upstream(
+            module,
+            f"{owner}.load_state_dict",
+            _ENGINE,
+            f"continuing from a checkpoint under ZeRO {stages}",
+            parameters="load_optimizer_states load_from_fp32_weights",
+        )
+        for module, owner, stages in _OPTIMIZERS
+    ],
+    *[
+        Upstream(
+            module,
+            " ".join(
+                f"{owner}.{name}"
+                for name in ("loss_scale", "loss_scaler", "averaged_gradients", "norm_for_param_grads")
+            ),
+            _ENGINE,
+            f"the loss scale, and finding gradients that are not finite, under ZeRO {stages}",
+        )
+        for module, owner, stages in (_STAGE_12, _STAGE_3)
+    ],
+    Upstream(
+        *_STAGE_12[:2],
+        _ENGINE,
+        "where fp16 gradients are added up, and counting the tied table once in their norm",
+        mentions="grad_accum use_grad_accum_attribute ds_pipe_replicated",
+    ),
+    Upstream(
+        *_STAGE_BF16[:2],
+        _ENGINE,
+        "counting the tied table once in the norm of the gradient",
+        mentions="ds_pipe_replicated",
+    ),
+    Upstream(
+        _STAGE_BF16[0],
+        _of("BF16_Optimizer", "bf16_groups fp32_groups_gradients"),
+        _ENGINE,
+        "where bf16 gradients are added up",
+    ),
+    Upstream(
+        _STAGE_3[0],
+        _of("DeepSpeedZeroOptimizer_Stage3", "checkpoint_event_prologue checkpoint_event_epilogue"),
+        _ENGINE,
+        "continuing from a checkpoint under ZeRO 3",
+    ),
+    *[
+        Upstream(
+            "deepspeed.checkpoint.constants", name, _ENGINE, "the keys of an optimizer's state", value=name.lower()
+        )
+        for name in ("LOSS_SCALER", "PARAM_SLICE_MAPPINGS", "ZERO_STAGE")
+    ],
+    Upstream(
+        "deepspeed.runtime.constants",
+        "PIPE_REPLICATED",
+        "model/gpt.py",
+        "counting the tied table once in the norm of the gradient",
+        value="ds_pipe_replicated",
+    ),
+    Upstream(
+        "deepspeed.runtime.utils",
+        "is_model_parallel_parameter",
+        "model/gpt.py",
+        "telling slices from copies in the norm of the gradient",
+        mentions="tensor_model_parallel",
+    ),
+    Upstream("deepspeed", "zero.GatheredParameters", _ENGINE, "whole weights under ZeRO 3"),
+    Upstream(
+        _PARTITION,
+        "Init",
+        "parallel/replicas.py",
+        "comparing what ranks keep under ZeRO 3",
+        mentions="ds_tensor ds_numel status",
+    ),
+    Upstream(
+        _PARTITION,
+        "PartitionedParamStatus.AVAILABLE",
+        "parallel/replicas.py",
+        "telling whether a part is in memory or in a file",
+    ),
+    *[
+        Upstream("deepspeed.runtime.constants", name, _JSON, "a key of its JSON", value=name.lower())
+        for name in _JSON_KEYS.split()
+    ],
+    Upstream(
+        _ZERO_CONFIG,
+        "DeepSpeedZeroConfig",
+        _JSON,
+        "ZeRO as the plan has it",
+        parameters="stage overlap_comm contiguous_gradients reduce_scatter round_robin_gradients offload_optimizer "
+        "offload_param",
+    ),
+    Upstream(
+        _OFFLOAD_CONFIG,
+        "DeepSpeedZeroOffloadOptimizerConfig DeepSpeedZeroOffloadParamConfig",
+        _JSON,
+        "offloading",
+        parameters="device pin_memory nvme_path",
+    ),
+    Upstream(
+        _PRECISION, "DeepSpeedBF16Config", _JSON, "bf16", parameters="enabled immediate_grad_update check_grad_overflow"
+    ),
+    Upstream(
+        _PRECISION,
+        "DeepSpeedFP16Config",
+        _JSON,
+        "fp16",
+        parameters="enabled loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis "
+        "min_loss_scale",
+    ),
+    Upstream("deepspeed.comm.torch", "build_shm_op", _CPU, "starting on the CPU without compiling anything"),
+    Upstream("deepspeed.accelerator", "get_accelerator", _CPU, "running fp16 on the CPU"),
+    Upstream(
+        "deepspeed.accelerator.cpu_accelerator",
+        "CPU_Accelerator.is_fp16_supported",
+        _CPU,
+        "running fp16 on the CPU",
+    ),
+    Upstream(
+        "deepspeed.ops.op_builder",
+        "AsyncIOBuilder.is_compatible",
+        "training/run_folder.py",
+        "asking whether parameters can be written to files",
+        parameters="verbose",
+    ),
+    Upstream(
+        _STAGE_12[0],
+        _of("DeepSpeedZeroOptimizer", "bit16_groups bit16_groups_flat parallel_partitioned_bit16_groups"),
+        _SHARDS,
+        "checking that shards cover the parameters",
+    ),
+    Upstream(
+        _STAGE_BF16[0],
+        _of("BF16_Optimizer", "bf16_groups bf16_groups_flat bf16_partitioned_groups"),
+        _SHARDS,
+        "checking that shards cover the parameters",
+    ),
+    *[
+        Upstream(module, "", _WORLD, "putting its groups back as they were after a rehearsal")
+        for module in ("deepspeed.comm.comm", "deepspeed.utils.groups", _PARTITION)
+    ],
+    Upstream(
+        "deepspeed.runtime.zero.partitioned_param_coordinator",
+        "assert_ints_same_as_other_ranks",
+        _WORLD,
+        "rehearsing ZeRO 3 beside ranks that are made up",
+    ),
+]
+
+UPSTREAM: tuple[Upstream, ...] = (*_MEGATRON, *_DEEPSPEED)
