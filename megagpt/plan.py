@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from megagpt.config import RunConfig
 from megagpt.config_file import LoadedConfig
+from megagpt.config_text import show_value
 from megagpt.errors import ConfigError
 from megagpt.model.cost import FlopsPerToken, count_parameters, flops_per_token, head_cost_in_layers
 from megagpt.model.spec import ModelSpec
@@ -25,7 +26,7 @@ from megagpt.plan_checks import (
 from megagpt.plan_checks_batch import check_batches
 from megagpt.plan_checks_data import check_data
 from megagpt.plan_checks_layout import check_context, check_offload, check_zero
-from megagpt.plan_layout import Layout, StagePlan, make_layout
+from megagpt.plan_layout import Layout, StagePlan, balanced_layers, make_layout
 from megagpt.plan_memory import GIB, GpuMemory, estimate_memory, rank_parameters
 from megagpt.training.lr import learning_rate
 
@@ -39,6 +40,9 @@ __all__ = [
     "StepBatch",
     "make_plan",
 ]
+
+
+_WORTH_BALANCING = 0.05  # of the slowest chunk's time
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def make_plan(
         ),
         flops=flops_per_token(spec),
         memory=tuple(estimate_memory(spec, layout, config.train, rank, num_micro_batches) for rank in ranks),
-        notes=_notes(loaded, batches),
+        notes=(*_notes(loaded, batches), *_balance_note(spec, layout)),
     )
     if gpu_memory_gib is not None and plan.peak_memory.total_bytes > gpu_memory_gib * GIB:
         raise ConfigError(memory_problem(loaded, plan, f"the {gpu_memory_gib:g} GiB it has"))
@@ -179,6 +183,22 @@ def _notes(loaded: LoadedConfig, batches: BatchPlan) -> tuple[str, ...]:
     if train.steps is not None and loaded.origins["train.tokens"] != "default":
         notes.append(f"{loaded.describe('train.tokens')} is ignored: {loaded.describe('train.steps')}")
     return tuple(notes)
+
+
+def _balance_note(spec: ModelSpec, layout: Layout) -> list[str]:
+    """Where equal chunks wait for the one with the output head, the numbers of layers that would wait less."""
+    head, equal = head_cost_in_layers(spec), layout.stages[-1].num_layers
+    if layout.pipeline == 1 or layout.uneven_layers is not None:
+        return []
+    layers = balanced_layers(spec.num_layers, len(layout.stages), head)
+    slowest = max([*layers[:-1], layers[-1] + head])
+    faster = (equal + head) / slowest - 1
+    if faster < _WORTH_BALANCING:
+        return []
+    return [
+        f"the output head costs as much as {head:.1f} layers, and the chunk that has it makes the others wait; with "
+        f"parallel.stage_layers = {show_value(layers)} the slowest chunk is {faster:.0%} faster"
+    ]
 
 
 def memory_problem(loaded: LoadedConfig, plan: RunPlan, available: str) -> str:

@@ -68,14 +68,12 @@ def describe_axes(tensor: int, context: int, pipeline: int, data: int) -> str:
 
 
 def balanced_layers(num_layers: int, num_chunks: int, head_layers: float) -> tuple[int, ...]:
-    """Layers of each chunk: equally many where that is possible, else such that the costliest chunk costs least.
+    """Layers of each chunk such that the costliest chunk costs least.
 
     Costs are in layers: the last chunk has the output head, which costs as much as `head_layers` of them. The embedding
     costs no time to speak of, but memory, so the first chunk is the last to get a layer more.
     """
     assert num_chunks <= num_layers, (num_chunks, num_layers)
-    if num_layers % num_chunks == 0:
-        return (num_layers // num_chunks,) * num_chunks
     layers = [1] * num_chunks
     extra = [0.0] * num_chunks
     extra[0] += _EMBEDDING_LAYERS
@@ -95,7 +93,11 @@ def make_layout(parallel: ParallelSection, num_layers: int, num_gpus: int, head_
     num_chunks = parallel.pipeline * parallel.virtual_stages
     ranks = parallel.tensor * parallel.context * parallel.pipeline
     assert num_gpus % ranks == 0, (num_gpus, ranks)
-    layers = parallel.stage_layers or balanced_layers(num_layers, num_chunks, head_layers)
+    layers = parallel.stage_layers
+    if layers is None and num_layers % num_chunks == 0:
+        layers = (num_layers // num_chunks,) * num_chunks
+    elif layers is None:
+        layers = balanced_layers(num_layers, num_chunks, head_layers)
     assert (len(layers), sum(layers)) == (num_chunks, num_layers), layers
     stages = tuple(
         StagePlan(
