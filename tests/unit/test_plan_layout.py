@@ -1,6 +1,6 @@
 """Which layers each chunk holds: equal where they divide, else balanced so that the costliest chunk costs least."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_no_other_cut_has_a_cheaper_costliest_chunk(num_layers, head_layers):
             return max([*layers[:-1], layers[-1] + head_layers])
 
         cuts = ((0, *inner, num_layers) for inner in combinations(range(1, num_layers), num_chunks - 1))
-        least = min(costliest([stop - start for start, stop in zip(cut, cut[1:], strict=False)]) for cut in cuts)
+        least = min(costliest([stop - start for start, stop in pairwise(cut)]) for cut in cuts)
         assert costliest(found) == pytest.approx(least)
 
 
