@@ -12,9 +12,9 @@ from megagpt.plan import RunPlan, make_plan, memory_problem
 from megagpt.plan_memory import GIB
 
 # The share of a GPU's memory that a plan's estimate may take. The rest, 9.5 GiB of 79.1, is for what the estimate
-# leaves out: CUDA context and loaded kernels (0.5 to 1 GiB), NCCL's buffers (0.5 to 2 GiB, by the number of groups),
-# cuBLAS workspaces, DeepSpeed's all-reduce bucket (500 million fp32 values, 1.9 GiB, but not while activations peak),
-# and fragmentation of torch's allocator (a few per cent). Chosen, not measured.
+# leaves out: temporary tensors (rehearsals of eight shipped runs counted 0.3 to 2.1 GiB over their estimates), CUDA
+# context and loaded kernels (0.5 to 1 GiB), NCCL's buffers (0.5 to 2 GiB, by the number of groups), cuBLAS workspaces,
+# and fragmentation of torch's allocator (a few per cent). All but the first unmeasured.
 MEMORY_SHARE = 0.88
 
 
