@@ -9,7 +9,8 @@ from torch import Tensor
 
 from megagpt.config_file import load_config
 from megagpt.data.batch import Batch, context_part
-from megagpt.parallel.mesh import build_mesh
+from megagpt.parallel.engine import Engine
+from megagpt.parallel.mesh import Mesh, build_mesh
 from megagpt.plan import RunPlan, make_plan
 from megagpt.training.build import build_engine
 from megagpt.training.totals import dropout_seed, reduce_losses, reduce_num_loss_tokens
@@ -31,7 +32,7 @@ class LayoutResult(NamedTuple):
 
     losses: list[float]
     grad_norms: list[float]
-    gradients: dict[str, Tensor]  # of the first step, this rank's slices, averaged over data ranks; empty for ZeRO 2, 3
+    gradients: dict[str, Tensor]  # of the first step before clipping, this rank's slices, averaged over data ranks
     weights: dict[str, Tensor]  # after the last step, this rank's slices
     tensor_rank: int
     applied: list[bool]
@@ -70,32 +71,79 @@ def micro_batches(plan: RunPlan, step: int, data_rank: int, separate_documents: 
     return [rows(batch, number * size, (number + 1) * size) for number in range(cut.num_micro_batches)]
 
 
+class Share(NamedTuple):
+    """What one data rank does of a step: its micro-batches and the seed of their dropout."""
+
+    batches: list[Batch]
+    seed: int
+
+
 def run_layout(num_ranks: int, arguments: list[str], separate_documents: bool = False, steps: int = 3) -> LayoutResult:
     """Train a few steps as one rank of a layout."""
     plan = small_plan(num_ranks, arguments)
-    mesh = build_mesh(plan.layout.tensor, plan.layout.pipeline, plan.layout.virtual_stages, plan.layout.context)
-    engine = build_engine(plan, mesh)
+    mesh = plan_mesh(plan)
+    return train_steps(build_engine(plan, mesh), plan, separate_documents, steps)
+
+
+def run_all_data_ranks(num_data_ranks: int, arguments: list[str], steps: int = 3) -> LayoutResult:
+    """Train a few steps as a single rank that does the work of all data ranks, one after the other."""
+    plan = small_plan(num_data_ranks, arguments)
+    mesh = build_mesh(1, 1)
+    return train_steps(build_engine(plan, mesh), plan, False, steps)
+
+
+def plan_mesh(plan: RunPlan) -> Mesh:
+    """This rank's place in a plan's layout."""
+    return build_mesh(plan.layout.tensor, plan.layout.pipeline, plan.layout.virtual_stages, plan.layout.context)
+
+
+def train_steps(engine: Engine, plan: RunPlan, separate_documents: bool, steps: int) -> LayoutResult:
+    """Train a few steps; where the mesh has fewer data ranks than the plan, it does the work of several."""
+    mesh = engine.mesh
     losses, norms, applied = [], [], []
     gradients: dict[str, Tensor] = {}
     for step in range(steps):
-        batches = [
-            context_part(batch, mesh.context_rank, mesh.context_size)
-            for batch in micro_batches(plan, step, mesh.data_rank, separate_documents)
+        shares = [
+            Share(
+                [
+                    context_part(batch, mesh.context_rank, mesh.context_size)
+                    for batch in micro_batches(plan, step, data_rank, separate_documents)
+                ],
+                dropout_seed(7, step, data_rank),
+            )
+            for data_rank in range(mesh.data_rank, plan.layout.data, mesh.data_size)
         ]
-        weight = mesh.gradient_size / reduce_num_loss_tokens(batches, mesh)
-        token_losses = engine.forward_backward(batches, weight, dropout_seed(7, step, mesh.data_rank))
+        weight = mesh.gradient_size / reduce_num_loss_tokens([b for share in shares for b in share.batches], mesh)
+        token_losses = [loss for share in shares for loss in engine.forward_backward(share.batches, weight, share.seed)]
         engine.reduce_model_parallel_gradients()
-        if step == 0 and plan.layout.zero_stage < 2:
-            for name, parameter in engine.named_parameters.items():
-                gradient = engine.gradient(parameter).detach().float().reshape(parameter.shape).clone()
-                dist.all_reduce(gradient, group=mesh.gradient_group)
-                gradients[name] = gradient / mesh.gradient_size
+        if step == 0:
+            gradients = whole_gradients(engine)
         assert engine.local_gradients_finite()
         losses.append(reduce_losses(token_losses, mesh).loss)
         update = engine.update(plan.learning_rate(step))
         norms.append(update.grad_norm)
         applied.append(update.applied)
     return LayoutResult(losses, norms, gradients, engine.model_state(), mesh.tensor_rank, applied)
+
+
+def whole_gradients(engine: Engine) -> dict[str, Tensor]:
+    """This rank's slice of every gradient as the update will see it before clipping; every rank calls it.
+
+    Reduces over the gradient group: ZeRO 0 and 1 have not averaged yet, ZeRO 2 and 3 hold shards of the average.
+    """
+    from deepspeed.utils import safe_get_full_grad  # slow to import, and only ranks need it
+
+    gradients = {}
+    for name, parameter in engine.named_parameters.items():
+        if engine.zero_stage < 2:
+            gradient = engine.gradient(parameter).detach().float().clone()
+            dist.all_reduce(gradient, group=engine.mesh.gradient_group)
+            gradient /= engine.mesh.gradient_size
+        else:
+            assert parameter.grad is None, f"{name} has a gradient that was not sharded"
+            gradient = safe_get_full_grad(parameter).detach().float()
+        gradients[name] = gradient.reshape(getattr(parameter, "ds_shape", parameter.shape)).cpu() / engine._loss_scale()
+    return gradients
 
 
 def fingerprint(values: dict[str, Any]) -> str:
