@@ -161,9 +161,7 @@ def _check_same_slices(built: list[Slice], planned: list[Slice]) -> None:
     other = {(part.name, part.start, part.stop) for part in planned}
     if own != other:
         names = ", ".join(sorted({name for name, _, _ in own ^ other})[:8])
-        raise TrainingError(
-            f"the engine of {built[0].place} holds other slices than its place in the model has: {names}"
-        )
+        raise TrainingError(f"the engine on {planned[0].place} holds other slices than its place in the model: {names}")
 
 
 def _check_order(ran: tuple[Pass, ...], planned: tuple[Pass, ...]) -> None:

@@ -74,10 +74,11 @@ def check_flat_group(parameters: Sequence[Span], shards: Sequence[Span], size: i
         if before.stop < after.start:
             problems.append(f"{_named(before.stop, after.start, parameters)} is in no shard")
         if before.stop > after.start:
-            where = _named(after.start, min(before.stop, after.stop or before.stop), parameters)
-            problems.append(
-                f"{where} is in the shards of {before.owner} and {after.owner or 'no rank: it does not exist'}"
-            )
+            if after.owner:
+                where = _named(after.start, min(before.stop, after.stop), parameters)
+                problems.append(f"{where} is in the shards of {before.owner} and {after.owner}")
+            else:
+                problems.append(f"the shard of {before.owner} ends at {before.stop}, after the end {size}")
     spans = sorted(parameters)
     for before, after in pairwise(spans):
         if before.stop > after.start:
