@@ -9,8 +9,7 @@ from torch import Tensor
 
 from megagpt.parallel import context, engine
 from megagpt.parallel.engine import Engine
-from megagpt.training.build import build_engine
-from tests.parallel.cases import LayoutResult, plan_mesh, run_layout, small_plan, train_steps
+from tests.parallel.cases import LayoutResult, build_small_engine, plan_mesh, run_layout, small_plan, train_steps
 from tests.parallel.harness import run_ranks
 from tests.parity.compare import Case, beyond_bounds, differences, reference, relative, worst
 from tests.parity.measured import Difference
@@ -107,7 +106,7 @@ def run_sabotaged(name: str, arguments: list[str]) -> LayoutResult:
     mesh = plan_mesh(plan)
     if sabotage.before is not None:
         sabotage.before()
-    built = build_engine(plan, mesh)
+    built = build_small_engine(plan, mesh)
     if sabotage.after is not None:
         sabotage.after(built)
     return train_steps(built, plan, False, 3)
