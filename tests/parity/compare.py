@@ -46,8 +46,8 @@ class Bounds(NamedTuple):
 # Relative differences from the float64 reference: of each step's loss and global gradient norm as such, of a gradient
 # or weight ‖found − expected‖₂ / ‖expected‖₂ over one rank's slice of one named parameter. Not of its largest element:
 # AdamW divides each element by the root of its own second moment, so an element whose gradient is near epsilon moves by
-# (rounding of the tensor's large gradients) / epsilon of a step, however exact the layout is: with an epsilon of 1e-4 one
-# element of a bias differed by 2e-5 of the largest. Over the whole parameter such elements weigh what they are.
+# (rounding of the tensor's large gradients) / epsilon of a step, however exact the layout is: with an epsilon of 1e-4
+# one element of a bias differed by 2e-5 of the largest. Over the whole parameter such elements weigh what they are.
 # Measured by `pytest tests/parity` over all its runs:
 BOUNDS = {
     "fp32": Bounds(loss=1e-6, norm=1e-6, gradient=5e-6, weight=1e-5),

@@ -9,6 +9,7 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from tests.parity.compare import Case, check
 from tests.parity.measured import Measured
+from tests.parity.test_precision import HALF
 
 
 def built_operators() -> Path:
@@ -25,10 +26,16 @@ def missing_operators() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "extra", [(), ("--parallel.offload_optimizer=cpu",), ("--parallel.tensor=2", "--parallel.sequence_parallel=true")]
+    ("precision", "extra"),
+    [
+        ("fp32", ()),
+        ("fp32", ("--parallel.offload_optimizer=cpu",)),
+        ("fp32", ("--parallel.tensor=2", "--parallel.sequence_parallel=true")),
+        ("bf16", ()),
+    ],
 )
 def test_parameters_in_files_equal_the_reference(
-    extra: tuple[str, ...], tmp_path: Path, measured: Measured, request: pytest.FixtureRequest
+    precision: str, extra: tuple[str, ...], tmp_path: Path, measured: Measured, request: pytest.FixtureRequest
 ) -> None:
     if missing := missing_operators():
         pytest.skip(
@@ -36,5 +43,6 @@ def test_parameters_in_files_equal_the_reference(
             "python -c 'from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load()'"
         )
     layout = ("--parallel.zero_stage=3", "--parallel.offload_parameters=nvme", f"--parallel.nvme_folder={tmp_path}")
-    check(Case(2, (*layout, *extra)), "fp32", measured, request.node.name)
+    epsilon = HALF if precision == "bf16" else ()
+    check(Case(2, (*layout, *extra), epsilon), precision, measured, request.node.name)
     assert any(path.is_file() for path in tmp_path.rglob("*")), "no parameter was written to a file"
