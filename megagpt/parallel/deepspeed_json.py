@@ -64,5 +64,8 @@ def _offloading(parallel: ParallelSection) -> dict[str, Any]:
     if parallel.offload_parameters != "none":
         parts["offload_param"] = {"device": parallel.offload_parameters, "pin_memory": True}
         if parallel.offload_parameters == "nvme":
-            parts["offload_param"]["nvme_path"] = parallel.nvme_folder
+            # the defaults keep the first 10^9 parameters of a rank in host memory, and as many gathered in GPU memory,
+            # each of which holds one of the five buffers that files are read into
+            parts["offload_param"] |= {"nvme_path": parallel.nvme_folder, "max_in_cpu": 0}
+            parts |= {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
     return parts

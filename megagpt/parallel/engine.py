@@ -20,6 +20,7 @@ from megagpt.parallel.cpu import patch_deepspeed_for_cpu
 from megagpt.parallel.mcore_config import McoreConfig
 from megagpt.parallel.mesh import DeepSpeedMesh, Mesh
 from megagpt.parallel.schedule import ScheduleChunk, TokenLoss, make_chunks, run_schedule
+from megagpt.parallel.swapped import swapped_parameters_in_memory
 from megagpt.parallel.trace import StepTracer
 
 # keys of DeepSpeed's optimizer state_dict (checkpoint/constants.py)
@@ -214,10 +215,14 @@ class Engine:
             optimizer = optimizer | {_LOSS_SCALER: scaler}
         by_data_rank = {self.mesh.gradient_rank: optimizer}  # DeepSpeed picks its own rank's entry
         with contextlib.redirect_stdout(io.StringIO()):  # it prints while loading
-            if self.zero_stage == 3:
+            if self.zero_stage < 3:
+                self.optimizer.load_state_dict(by_data_rank, load_optimizer_states=True, load_from_fp32_weights=True)
+            else:
                 self.optimizer.checkpoint_event_prologue()
-            self.optimizer.load_state_dict(by_data_rank, load_optimizer_states=True, load_from_fp32_weights=True)
-            if self.zero_stage == 3:
+                with swapped_parameters_in_memory(self.optimizer):
+                    self.optimizer.load_state_dict(
+                        by_data_rank, load_optimizer_states=True, load_from_fp32_weights=True
+                    )
                 self.optimizer.checkpoint_event_epilogue()
         self._broadcast_tied_table()
 

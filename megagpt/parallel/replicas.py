@@ -50,8 +50,11 @@ class ReplicaCheck:
     """Compares copies when training starts and after every `interval_steps` steps (0: never)."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], mesh: Mesh, zero_stage: int, interval_steps: int) -> None:
-        self._parameters, self._mesh, self._interval_steps = parameters, mesh, interval_steps
+        self._mesh, self._interval_steps = mesh, interval_steps
         self._partitioned = zero_stage == 3
+        # what ZeRO 3 partitions has copies on the other tensor ranks alone, and there only what they do not split
+        whole = {name: parameter for name, parameter in parameters.items() if not _is_split(parameter)}
+        self._parameters = whole if self._partitioned else parameters
         self._last_equal: int | None = None  # steps done at the last check
 
     def check_when_due(self, done: int) -> None:
@@ -60,7 +63,8 @@ class ReplicaCheck:
         Raises TrainingError on every rank, naming the first parameters in model order and the ranks that differ.
         """
         due = self._last_equal is None or done % max(self._interval_steps, 1) == 0
-        if self._interval_steps == 0 or not due or self._mesh.world_size == 1:
+        num_copies = self._mesh.tensor_size if self._partitioned else self._mesh.world_size
+        if self._interval_steps == 0 or not due or num_copies == 1:
             return
         checksums = self._checksums()
         differs = torch.stack([reduce_differs(part, group) for part, group in self._compared(checksums)]).any()

@@ -155,7 +155,7 @@ _MEGATRON = [
 
 _PARTITION = "deepspeed.runtime.zero.partition_parameters"
 _ZERO_CONFIG = "deepspeed.runtime.zero.config"
-_OFFLOAD_CONFIG = "deepspeed.runtime.zero.offload_config"
+_OFFLOAD = "deepspeed.runtime.zero.offload_config"
 _PRECISION = "deepspeed.runtime.precision_config"
 # (module, class, ZeRO stages) of the optimizers that DeepSpeed may wrap ours in
 _OPTIMIZERS = [
@@ -303,14 +303,15 @@ _DEEPSPEED = [
         _JSON,
         "ZeRO as the plan has it",
         parameters="stage overlap_comm contiguous_gradients reduce_scatter round_robin_gradients offload_optimizer "
-        "offload_param",
+        "offload_param stage3_max_live_parameters stage3_max_reuse_distance",
     ),
+    Upstream(_OFFLOAD, "DeepSpeedZeroOffloadOptimizerConfig", _JSON, "offloading", parameters="device pin_memory"),
     Upstream(
-        _OFFLOAD_CONFIG,
-        "DeepSpeedZeroOffloadOptimizerConfig DeepSpeedZeroOffloadParamConfig",
+        _OFFLOAD,
+        "DeepSpeedZeroOffloadParamConfig",
         _JSON,
         "offloading",
-        parameters="device pin_memory nvme_path",
+        parameters="device pin_memory nvme_path max_in_cpu",
     ),
     Upstream(
         _PRECISION, "DeepSpeedBF16Config", _JSON, "bf16", parameters="enabled immediate_grad_update check_grad_overflow"
@@ -349,6 +350,16 @@ _DEEPSPEED = [
         _of("BF16_Optimizer", "bf16_groups bf16_groups_flat bf16_partitioned_groups"),
         _SHARDS,
         "checking that shards cover the parameters",
+    ),
+    Upstream(
+        _STAGE_3[0],
+        _of(
+            "DeepSpeedZeroOptimizer_Stage3",
+            "fp16_groups fp16_partitioned_groups fp16_partitioned_groups_flat fp32_partitioned_groups_flat "
+            "_reassign_or_swap_out_partitioned_parameters",
+        ),
+        "parallel/swapped.py",
+        "continuing from a checkpoint where parameters are in files",
     ),
     *[
         Upstream(module, "", _WORLD, "putting its groups back as they were after a rehearsal")

@@ -91,7 +91,9 @@ def _instance_attributes(owner: type) -> set[str]:
 def _accepted(found: Any) -> set[str]:
     """Parameters of a function or constructor, or the fields of a pydantic model."""
     fields = getattr(found, "model_fields", None)
-    return set(fields) if isinstance(fields, dict) else set(inspect.signature(found).parameters)
+    if isinstance(fields, dict):
+        return {*fields, *(field.alias for field in fields.values() if field.alias)}
+    return set(inspect.signature(found).parameters)
 
 
 def _words(found: Any) -> set[str]:

@@ -79,7 +79,7 @@ def test_deepspeed_config_of_offloading():
     assert "offload_param" not in zero
     nvme = ["--parallel.zero_stage=3", "--parallel.offload_parameters=nvme", "--parallel.nvme_folder=/disk"]
     zero = deepspeed_config(*nvme)["zero_optimization"]
-    assert zero["offload_param"] == {"device": "nvme", "pin_memory": True, "nvme_path": "/disk"}
+    assert zero["offload_param"] == {"device": "nvme", "pin_memory": True, "nvme_path": "/disk", "max_in_cpu": 0}
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
