@@ -48,11 +48,15 @@ class Bounds(NamedTuple):
 # AdamW divides each element by the root of its own second moment, so an element whose gradient is near epsilon moves by
 # (rounding of the tensor's large gradients) / epsilon of a step, however exact the layout is: with an epsilon of 1e-4
 # one element of a bias differed by 2e-5 of the largest. Over the whole parameter such elements weigh what they are.
-# Measured by `pytest tests/parity` over all its runs:
+# Measured worst over all runs of `pytest tests/parity`, which prints them at its end:
+#        loss     norm     gradient  weight
+# fp32   9.1e-8   1.3e-7   5.6e-7    1.6e-6
+# bf16   2.0e-5   1.9e-3   1.6e-2    1.1e-2
+# fp16   3.4e-6   1.8e-4   2.0e-3    1.2e-3
 BOUNDS = {
-    "fp32": Bounds(loss=1e-6, norm=1e-6, gradient=5e-6, weight=1e-5),
-    "bf16": Bounds(loss=1e-4, norm=6e-3, gradient=5e-2, weight=5e-2),
-    "fp16": Bounds(loss=1e-5, norm=1e-3, gradient=5e-3, weight=5e-3),
+    "fp32": Bounds(loss=1e-6, norm=1e-6, gradient=5e-6, weight=5e-6),
+    "bf16": Bounds(loss=1e-4, norm=6e-3, gradient=5e-2, weight=4e-2),
+    "fp16": Bounds(loss=1e-5, norm=1e-3, gradient=6e-3, weight=4e-3),
 }
 
 
