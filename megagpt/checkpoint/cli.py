@@ -5,7 +5,6 @@ from pathlib import Path
 
 from megagpt.checkpoint.manifest import Manifest, check_file
 from megagpt.checkpoint.read import find_checkpoint, read_manifest
-from megagpt.plan_layout import describe_axes
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +28,7 @@ def main(argv: list[str]) -> int:
 
 def describe(folder: Path, manifest: Manifest) -> list[str]:
     """Lines for a person."""
-    spec, layout = manifest.spec, manifest.layout
+    spec = manifest.spec
     loss = "unknown" if manifest.loss is None else f"{manifest.loss:.4f} nats/token"
     lines = [
         f"checkpoint       {folder}",
@@ -37,8 +36,7 @@ def describe(folder: Path, manifest: Manifest) -> list[str]:
         f"model            {spec.name}: {spec.num_layers} layers, {spec.num_heads} heads, hidden {spec.hidden_size}, "
         f"context {spec.sequence_length}, vocabulary {spec.vocab_size:,} (padded {spec.padded_vocab_size:,}), "
         f"{spec.activation}",
-        f"layout           {describe_axes(layout.tensor, layout.context, layout.pipeline, layout.data)}, "
-        f"virtual stages {layout.virtual_stages}, ZeRO {layout.zero_stage}, {manifest.precision}, seed {manifest.seed}",
+        f"layout           {manifest.layout.describe()}, {manifest.precision}, seed {manifest.seed}",
         f"tokenizer        {manifest.tokenizer_file or 'none'} (sha256 {manifest.tokenizer_fingerprint})",
         *(f"data             from sample {phase.first_sample:,} on {phase.describe()}" for phase in manifest.phases),
         f"written by       megagpt {manifest.megagpt_version}, format {manifest.format_version}",

@@ -1,16 +1,16 @@
 """Coming back from a checkpoint: is there one, does it belong to this run, and each rank's part of it.
 
-The checks against the run need no process group, so that they happen before one starts.
+The layout may differ from the one that wrote it. The checks against the run need no process group, so that they happen
+before one starts.
 """
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from megagpt.checkpoint.manifest import LATEST_NAME, CheckpointLayout, Manifest, check_file, optimizer_file
-from megagpt.checkpoint.read import find_checkpoint, read_manifest, read_shard
+from megagpt.checkpoint.manifest import FORMAT_VERSION, LATEST_NAME, Manifest, check_file
+from megagpt.checkpoint.pieces import Piece
+from megagpt.checkpoint.read import find_checkpoint, read_manifest
+from megagpt.checkpoint.state import StateReader
 from megagpt.errors import CheckpointError
 from megagpt.model.spec import ModelSpec
 
@@ -19,17 +19,9 @@ class RunIdentity(NamedTuple):
     """What must be the same for a run to continue from a checkpoint."""
 
     spec: ModelSpec
-    layout: CheckpointLayout
     precision: str
     seed: int
     tokenizer_fingerprint: str | None
-
-
-class RankState(NamedTuple):
-    """One rank's part of a checkpoint."""
-
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
 
 
 def latest_checkpoint(checkpoints: Path) -> Path | None:
@@ -40,10 +32,7 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
 def check_belongs(folder: Path, run: RunIdentity) -> Manifest:
     """The manifest of a checkpoint that this run can continue from. Raises CheckpointError listing every difference."""
     manifest = read_manifest(folder)
-    problems = [
-        *_differences("model.", manifest.spec, run.spec),
-        *_differences("parallel.", manifest.layout, run.layout),
-    ]
+    problems = _differences("model.", manifest.spec, run.spec)
     for name in ("precision", "seed", "tokenizer_fingerprint"):
         saved, now = getattr(manifest, name), getattr(run, name)
         if saved != now:
@@ -53,17 +42,27 @@ def check_belongs(folder: Path, run: RunIdentity) -> Manifest:
             f"the run cannot continue from {folder}: " + "; ".join(problems) + ". "
             "Restore these values, or choose another run.folder to start anew"
         )
+    if manifest.format_version < FORMAT_VERSION:
+        raise CheckpointError(
+            f"the run cannot continue from {folder}: it has format {manifest.format_version}, whose optimizer state "
+            f"only megagpt {manifest.megagpt_version} reads, on the layout that wrote it. Continue with that version, "
+            "or choose another run.folder to start anew; generate, evaluate and export read this checkpoint"
+        )
     return manifest
 
 
-def load_rank(folder: Path, manifest: Manifest, rank: int, tensor_rank: int, pipeline_rank: int) -> RankState:
-    """One rank's weights and optimizer state, hashes verified. Raises CheckpointError naming a damaged file."""
-    name = optimizer_file(rank)
-    if name not in manifest.files:
-        raise CheckpointError(f"{folder} holds no {name}; it is not whole")
-    model = read_shard(folder, manifest, tensor_rank, pipeline_rank, verify=True)
-    check_file(folder, name, manifest.files[name], verify_hash=True)
-    return RankState(model, torch.load(folder / name, map_location="cpu", weights_only=True))
+def verify_share(folder: Path, manifest: Manifest, rank: int, num_ranks: int) -> None:
+    """Check the hashes of every `num_ranks`-th file of a checkpoint's state, from the `rank`-th on.
+
+    All ranks together read each file once. Raises CheckpointError naming a damaged or missing file.
+    """
+    for file in StateReader(folder, manifest).files()[rank::num_ranks]:
+        check_file(folder, file, manifest.files[file], verify_hash=True)
+
+
+def load_pieces(folder: Path, manifest: Manifest, pieces: list[Piece], tensor_ranks: int) -> None:
+    """Fill the masters and moments that a rank holds, in place, reading no other elements. Raises CheckpointError."""
+    StateReader(folder, manifest).fill(pieces, tensor_ranks)
 
 
 def _differences(prefix: str, saved: Any, now: Any) -> list[str]:

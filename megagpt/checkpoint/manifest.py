@@ -5,9 +5,11 @@
         manifest.json                       this description, written last
         config.toml                         the resolved configuration
         tokenizer.model, tokenizer.json or vocab.txt   copy of the tokenizer
-        model-t00-p00.safetensors           weights of tensor rank 0 of pipeline rank 0, by global name
-        optimizer-rank00000.pt              optimizer state of one rank
+        index.json                          which rank's files hold which elements of every parameter
+        weights-rank00000.safetensors       float32 (master) weights that one rank saved, by global name
+        moments-rank00000.safetensors       AdamW's moments of the same elements
 
+Version 1 had the weights of each tensor and pipeline rank and DeepSpeed's own state instead (version_1.py).
 Knows nothing of torch.distributed.
 """
 
@@ -22,13 +24,16 @@ from megagpt.data.blend_history import Phase, phases_from_json
 from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError
 from megagpt.model.spec import ModelSpec
+from megagpt.plan_layout import describe_axes
 from megagpt.tokenizer import TokenizerKind
 from megagpt.tokenizer.load import KINDS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+OLDEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.toml"
 LATEST_NAME = "latest"
+PRECISIONS = ("fp32", "bf16", "fp16")
 _HASH_CHUNK_BYTES = 1 << 22
 
 
@@ -57,6 +62,29 @@ class CheckpointLayout:
         if self.layers is not None:  # a list, as JSON has it
             object.__setattr__(self, "layers", tuple(self.layers))
 
+    def describe(self) -> str:
+        """`tensor 2 × pipeline 4 × data 8, virtual stages 1, ZeRO 1`."""
+        axes = describe_axes(self.tensor, self.context, self.pipeline, self.data)
+        return f"{axes}, virtual stages {self.virtual_stages}, ZeRO {self.zero_stage}"
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """What moves in the dynamic loss scale of fp16."""
+
+    scale: float
+    iteration: int
+    last_overflow_iteration: int
+    hysteresis: int  # overflows left before the scale is lowered
+
+
+@dataclass(frozen=True)
+class OptimizerProgress:
+    """The optimizer's state beside its tensors; the same on every rank."""
+
+    updates: int  # AdamW's step count: steps without those that fp16 skipped
+    loss_scale: LossScale | None = None  # fp16
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -76,6 +104,7 @@ class Manifest:
     data_fingerprint: str | None  # of what the last steps were trained on; None: several corpora, see phases
     files: dict[str, FileRecord]
     tokenizer_kind: TokenizerKind | None = None  # None: not recorded, so what its name says
+    optimizer: OptimizerProgress | None = None  # None: version 1
     phases: tuple[Phase, ...] = ()  # what the run was trained on, from its first sample; empty: not recorded
 
     def to_json(self) -> str:
@@ -90,9 +119,9 @@ class Manifest:
             version = values["format_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{where} is not a checkpoint manifest ({error}); use another checkpoint") from None
-        if version != FORMAT_VERSION:
+        if not isinstance(version, int) or not OLDEST_VERSION <= version <= FORMAT_VERSION:
             raise CheckpointError(
-                f"{where} has format version {version}, this megagpt reads version {FORMAT_VERSION}; "
+                f"{where} has format version {version}, this megagpt reads {OLDEST_VERSION} to {FORMAT_VERSION}; "
                 "use the megagpt that wrote it, or a newer one"
             )
         if values.get("tokenizer_kind") not in (None, *KINDS):
@@ -100,10 +129,16 @@ class Manifest:
                 f"{where} names a tokenizer of kind {values['tokenizer_kind']!r}, which this megagpt does not know; "
                 "use the megagpt that wrote it, or a newer one"
             )
+        if values.get("precision") not in PRECISIONS:
+            raise CheckpointError(
+                f"{where} is damaged: its precision is {values.get('precision')!r}, none of {', '.join(PRECISIONS)}; "
+                "use another checkpoint"
+            )
         try:
             values["spec"] = ModelSpec.from_dict(values["spec"])
             values["layout"] = CheckpointLayout(**values["layout"])
             values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
+            values["optimizer"] = _optimizer_progress(values.get("optimizer"))
             values["phases"] = phases_from_json(values.get("phases", []))
             return cls(**values)
         except (TypeError, KeyError, AttributeError, CheckpointError) as error:
@@ -114,14 +149,11 @@ class Manifest:
             ) from None
 
 
-def model_file(tensor_rank: int, pipeline_rank: int) -> str:
-    """Name of the weights of one tensor and pipeline rank."""
-    return f"model-t{tensor_rank:02d}-p{pipeline_rank:02d}.safetensors"
-
-
-def optimizer_file(rank: int) -> str:
-    """Name of the optimizer state of one rank."""
-    return f"optimizer-rank{rank:05d}.pt"
+def _optimizer_progress(values: dict[str, Any] | None) -> OptimizerProgress | None:
+    if values is None:
+        return None
+    scale = values.pop("loss_scale")
+    return OptimizerProgress(**values, loss_scale=None if scale is None else LossScale(**scale))
 
 
 def step_folder(step: int) -> str:

@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest, check_file, model_file
+from megagpt.checkpoint import version_1
+from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest, check_file
+from megagpt.checkpoint.pieces import MASTER
+from megagpt.checkpoint.state import StateReader
 from megagpt.errors import CheckpointError
-from megagpt.model.names import local_shape, parameter_shapes
+from megagpt.model.names import parameter_shapes
+
+_COMPUTED_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -60,56 +63,17 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_model(path: str | Path, verify: bool = True) -> LoadedModel:
-    """The whole model of a checkpoint, its shards joined. `verify` checks file hashes. Raises CheckpointError."""
+    """The whole model of a checkpoint, whatever layout wrote it. `verify` checks file hashes. Raises CheckpointError.
+
+    Weights are in float32, with the values that the run computed with: a 16-bit run's are rounded to its precision.
+    """
     folder = find_checkpoint(path)
     manifest = read_manifest(folder)
-    spec, layout = manifest.spec, manifest.layout
-    infos = parameter_shapes(spec)
-    parts: dict[str, list[Tensor]] = {name: [] for name in infos}
-    for pipeline_rank in range(layout.pipeline):
-        for tensor_rank in range(layout.tensor):
-            shard = read_shard(folder, manifest, tensor_rank, pipeline_rank, verify)
-            for name, tensor in shard.items():
-                if name not in infos:
-                    raise CheckpointError(
-                        f"{folder} holds an unknown parameter {name}; was it written by a newer megagpt?"
-                    )
-                _check_shape(
-                    folder,
-                    model_file(tensor_rank, pipeline_rank),
-                    name,
-                    tensor,
-                    local_shape(infos[name], layout.tensor),
-                )
-                if len(parts[name]) == tensor_rank:  # the tied table is on both ends of a pipeline: keep the first
-                    parts[name].append(tensor.float())
-    parameters = {}
-    for name, info in infos.items():
-        if len(parts[name]) != layout.tensor:
-            raise CheckpointError(
-                f"{folder} holds {len(parts[name])} of {layout.tensor} parts of {name}; it is not whole"
-            )
-        parameters[name] = parts[name][0] if info.split_dim is None else torch.cat(parts[name], dim=info.split_dim)
+    if manifest.format_version == 1:
+        return LoadedModel(folder, manifest, version_1.read_parameters(folder, manifest, verify))
+    reader = StateReader(folder, manifest)
+    for file in reader.files((MASTER,)) if verify else ():
+        check_file(folder, file, manifest.files[file], verify_hash=True)
+    dtype = _COMPUTED_IN[manifest.precision]
+    parameters = {name: reader.whole(name, MASTER).to(dtype).float() for name in parameter_shapes(manifest.spec)}
     return LoadedModel(folder, manifest, parameters)
-
-
-def read_shard(
-    folder: Path, manifest: Manifest, tensor_rank: int, pipeline_rank: int, verify: bool
-) -> dict[str, Tensor]:
-    """The weights of one tensor and pipeline rank, by global name, in the dtype they were trained in."""
-    name = model_file(tensor_rank, pipeline_rank)
-    if name not in manifest.files:
-        raise CheckpointError(f"{folder} holds no {name}; it is not whole")
-    check_file(folder, name, manifest.files[name], verify)
-    try:
-        return load_file(folder / name)
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder / name} is damaged: {error}; use another checkpoint") from None
-
-
-def _check_shape(folder: Path, file: str, name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != wanted:
-        raise CheckpointError(
-            f"{name} in {folder / file} has shape {tuple(tensor.shape)}, its model needs {wanted}; "
-            "use another checkpoint"
-        )

@@ -1,7 +1,7 @@
 """Writes a checkpoint whole or not at all: temporary folder, fsync, manifest, rename, `latest` moved last.
 
-A crash at any moment leaves `latest` at a whole checkpoint. Every rank calls `save_checkpoint`; each writes its own
-files, rank 0 the rest.
+A crash at any moment leaves `latest` at a whole checkpoint. Every rank calls `save_checkpoint`; each writes the pieces
+that it owns, rank 0 the rest.
 """
 
 import os
@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megagpt.checkpoint.index import INDEX_NAME, Index, Place, check_index, file_of, tensor_key
 from megagpt.checkpoint.manifest import (
     CONFIG_NAME,
     LATEST_NAME,
@@ -22,13 +24,13 @@ from megagpt.checkpoint.manifest import (
     FileRecord,
     Manifest,
     file_record,
-    model_file,
-    optimizer_file,
     step_folder,
     write_durably,
 )
+from megagpt.checkpoint.pieces import KINDS, Piece
 from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError
+from megagpt.model.names import parameter_shapes
 from megagpt.parallel.mesh import Mesh
 
 _SPARE_BYTES = 16 << 20  # manifest, config, tokenizer and the file system's own needs
@@ -41,8 +43,7 @@ class CheckpointContents:
     manifest: Manifest
     config_toml: str
     tokenizer_path: Path | None
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    pieces: list[Piece]  # that this rank owns: over all ranks each element once
 
 
 def save_checkpoint(checkpoints: Path, contents: CheckpointContents, mesh: Mesh, keep: int) -> Path:
@@ -57,8 +58,9 @@ def save_checkpoint(checkpoints: Path, contents: CheckpointContents, mesh: Mesh,
     try:
         _check_space(checkpoints, contents, mesh)
         records = _write_rank_files(temporary, contents, mesh)
+        index = _gather_index(contents, mesh)
         manifest = replace(contents.manifest, files=records)
-        _run_on_rank_0(mesh, lambda: _commit(checkpoints, temporary, target, contents, manifest, keep), target)
+        _run_on_rank_0(mesh, lambda: _commit(checkpoints, temporary, target, contents, manifest, index, keep), target)
     except CheckpointError:
         if mesh.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -73,10 +75,8 @@ def _prepare(temporary: Path) -> None:
 
 def _check_space(checkpoints: Path, contents: CheckpointContents, mesh: Mesh) -> None:
     """Refuse before writing what cannot fit. Reduces over all ranks."""
-    needed = torch.tensor([_tensor_bytes(contents.optimizer)], dtype=torch.int64)
-    if mesh.gradient_rank == 0:
-        needed += _tensor_bytes(contents.model)
-    needed = needed.to(mesh.device)
+    tensors = (piece.tensor(kind) for piece in contents.pieces for kind in KINDS)
+    needed = torch.tensor([sum(tensor.nbytes for tensor in tensors)], dtype=torch.int64, device=mesh.device)
     dist.all_reduce(needed)
     needed_bytes, free_bytes = int(needed) + _SPARE_BYTES, shutil.disk_usage(checkpoints).free
     all_fit = torch.tensor([int(free_bytes >= needed_bytes)], device=mesh.device)
@@ -88,38 +88,37 @@ def _check_space(checkpoints: Path, contents: CheckpointContents, mesh: Mesh) ->
         )
 
 
-def _tensor_bytes(values: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
-    if isinstance(values, Tensor):
-        return values.numel() * values.element_size()
-    if isinstance(values, dict):
-        return sum(_tensor_bytes(value) for value in values.values())
-    if isinstance(values, list | tuple):
-        return sum(_tensor_bytes(value) for value in values)
-    return 0
-
-
 def _write_rank_files(folder: Path, contents: CheckpointContents, mesh: Mesh) -> dict[str, FileRecord]:
     """Write this rank's files; gathers the records of all ranks' files, or raises on all if any rank failed."""
     records: dict[str, FileRecord] = {}
     error = None
     try:
-        if mesh.gradient_rank == 0:
-            name = model_file(mesh.tensor_rank, mesh.pipeline_rank)
-            save_file({key: value.contiguous() for key, value in contents.model.items()}, folder / name)
+        files: dict[str, dict[str, Tensor]] = {}
+        for piece in contents.pieces:
+            for kind in KINDS:
+                held = files.setdefault(file_of(mesh.rank, kind), {})
+                held[tensor_key(piece.name, kind)] = piece.tensor(kind).cpu()
+        for name, tensors in files.items():
+            save_file(tensors, folder / name)
             records[name] = _sync_and_record(folder / name)
-        name = optimizer_file(mesh.rank)
-        torch.save(contents.optimizer, folder / name)
-        records[name] = _sync_and_record(folder / name)
-    except (
-        OSError,
-        RuntimeError,
-    ) as failure:  # torch.save and safetensors raise RuntimeErrors of their own on a full disk
+    except (OSError, RuntimeError, SafetensorError) as failure:  # a full disk can be any of them
         error = f"rank {mesh.rank} could not write {folder}: {failure}"
     gathered: list[Any] = [None] * mesh.world_size
     dist.all_gather_object(gathered, (error, records))
     _raise_first([failure for failure, _ in gathered])
     return {name: record for _, rank_records in gathered for name, record in rank_records.items()}
+
+
+def _gather_index(contents: CheckpointContents, mesh: Mesh) -> Index:
+    """Which rank wrote what. Gathers over all ranks to rank 0; empty on the others."""
+    mine = [(piece.name, piece.tensor_slice, piece.start, piece.stop) for piece in contents.pieces]
+    gathered: list[Any] | None = [None] * mesh.world_size if mesh.rank == 0 else None
+    dist.gather_object(mine, gathered, dst=0)
+    pieces: dict[str, list[Place]] = {}
+    for rank, held in enumerate(gathered or ()):
+        for name, *place in held:
+            pieces.setdefault(name, []).append(Place(rank, *place))
+    return Index(contents.manifest.layout.tensor, pieces)
 
 
 def _sync_and_record(path: Path) -> FileRecord:
@@ -129,10 +128,19 @@ def _sync_and_record(path: Path) -> FileRecord:
 
 
 def _commit(
-    checkpoints: Path, temporary: Path, target: Path, contents: CheckpointContents, manifest: Manifest, keep: int
+    checkpoints: Path,
+    temporary: Path,
+    target: Path,
+    contents: CheckpointContents,
+    manifest: Manifest,
+    index: Index,
+    keep: int,
 ) -> None:
     """Rank 0: the small files, the manifest last; then the rename that makes the checkpoint exist, then `latest`."""
+    check_index(index, parameter_shapes(manifest.spec), temporary)  # what we made ourselves
     files = dict(manifest.files)
+    (temporary / INDEX_NAME).write_text(index.to_json(), encoding="utf-8")
+    files[INDEX_NAME] = _sync_and_record(temporary / INDEX_NAME)
     (temporary / CONFIG_NAME).write_text(contents.config_toml, encoding="utf-8")
     files[CONFIG_NAME] = _sync_and_record(temporary / CONFIG_NAME)
     if contents.tokenizer_path is not None:
@@ -163,7 +171,7 @@ def _run_on_rank_0(mesh: Mesh, action: Any, where: Path) -> None:
     if mesh.rank == 0:
         try:
             action()
-        except OSError as failure:
+        except (OSError, CheckpointError) as failure:
             outcome = [f"rank 0 could not write {where}: {failure}"]
     dist.broadcast_object_list(outcome, src=0)
     _raise_first(outcome)

@@ -15,17 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megagpt.checkpoint.manifest import OptimizerProgress
+from megagpt.checkpoint.pieces import Piece
 from megagpt.data.batch import Batch
+from megagpt.parallel import optimizer_pieces as pieces
 from megagpt.parallel.cpu import patch_deepspeed_for_cpu
 from megagpt.parallel.mcore_config import McoreConfig
 from megagpt.parallel.mesh import DeepSpeedMesh, Mesh
 from megagpt.parallel.schedule import ScheduleChunk, TokenLoss, make_chunks, run_schedule
-from megagpt.parallel.swapped import swapped_parameters_in_memory
 from megagpt.parallel.trace import StepTracer
-
-# keys of DeepSpeed's optimizer state_dict (checkpoint/constants.py)
-_LOSS_SCALER = "loss_scaler"
-_UNSAVED = ("param_slice_mappings", "zero_stage")  # follow from the layout, and are not plain values
 
 
 class UpdateResult(NamedTuple):
@@ -102,7 +100,6 @@ class Engine:
         self._reduces_in_backward = self.zero_stage >= 2
         self.deepspeed.enable_backward_allreduce = self._reduces_in_backward
         self._forwards_left = 0
-        self._unwrapped = isinstance(self.optimizer, torch.optim.Optimizer)  # ZeRO 0 in fp32
         self.module: StageModule = self.deepspeed.module
         self.named_parameters = global_named_parameters(self.module.chunks)
         self._bf16_gradients = _bf16_gradients(self.optimizer)
@@ -191,40 +188,26 @@ class Engine:
                 state[name] = parameter.detach().cpu().clone()
         return state
 
-    def optimizer_state(self) -> dict[str, Any]:
-        """This rank's optimizer state in plain values and tensors: master weights, moments, loss scaler."""
-        state = dict(self.optimizer.state_dict())
-        for name in _UNSAVED:
-            state.pop(name, None)
-        if _LOSS_SCALER in state:
-            state[_LOSS_SCALER] = dict(vars(state[_LOSS_SCALER]))
-        return state
+    def held_pieces(self) -> list[Piece]:
+        """Views of this rank's part of masters and moments, for a checkpoint to fill."""
+        return pieces.held_pieces(self.optimizer, self.named_parameters, self.mesh)
 
-    def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
-        """Continue from what `model_state` and `optimizer_state` gave on the same layout. Every rank calls it."""
-        if self.zero_stage < 3:  # ZeRO 3 restores the weights from the master weights
-            with torch.no_grad():
-                for name, parameter in self.named_parameters.items():
-                    parameter.copy_(model[name])
-        if self._unwrapped:
-            self.optimizer.load_state_dict(optimizer)
-            return
-        if _LOSS_SCALER in optimizer:
-            scaler = self.optimizer.loss_scaler
-            vars(scaler).update(optimizer[_LOSS_SCALER])
-            optimizer = optimizer | {_LOSS_SCALER: scaler}
-        by_data_rank = {self.mesh.gradient_rank: optimizer}  # DeepSpeed picks its own rank's entry
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints while loading
-            if self.zero_stage < 3:
-                self.optimizer.load_state_dict(by_data_rank, load_optimizer_states=True, load_from_fp32_weights=True)
-            else:
-                self.optimizer.checkpoint_event_prologue()
-                with swapped_parameters_in_memory(self.optimizer):
-                    self.optimizer.load_state_dict(
-                        by_data_rank, load_optimizer_states=True, load_from_fp32_weights=True
-                    )
-                self.optimizer.checkpoint_event_epilogue()
-        self._broadcast_tied_table()
+    def owned_pieces(self) -> list[Piece]:
+        """Views of what this rank saves of masters and moments: over all ranks, each element once."""
+        return pieces.owned_pieces(self.optimizer, self.named_parameters, self.mesh)
+
+    def progress(self) -> OptimizerProgress:
+        """The optimizer's state beside its pieces; the same on every rank."""
+        scale = pieces.loss_scale_of(self.optimizer) if self._fp16 else None
+        return OptimizerProgress(pieces.num_updates(self.optimizer), scale)
+
+    def continue_from(self, progress: OptimizerProgress) -> None:
+        """Go on once every rank's `held_pieces` are filled. Gathers weights over the gradient group."""
+        pieces.set_num_updates(self.optimizer, progress.updates)
+        if progress.loss_scale is not None:
+            pieces.set_loss_scale(self.optimizer, progress.loss_scale)
+        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints
+            pieces.gather_weights(self.optimizer, self.mesh)
 
     def _broadcast_tied_table(self) -> None:
         """Send the first stage's token table to the last, which has a copy of it. Broadcasts over the embedding group.

@@ -165,6 +165,7 @@ _OPTIMIZERS = [
 ]
 _STAGE_12, _STAGE_3, _STAGE_BF16 = _OPTIMIZERS
 _WORLD, _SHARDS = "rehearse/world.py", "rehearse/zero_shards.py"
+_PIECES = "parallel/optimizer_pieces.py"
 _JSON_KEYS = (  # of DeepSpeed's JSON; an unknown one is ignored without a word
     "TRAIN_MICRO_BATCH_SIZE_PER_GPU GRADIENT_ACCUMULATION_STEPS GRADIENT_CLIPPING PRESCALE_GRADIENTS STEPS_PER_PRINT "
     "WALL_CLOCK_BREAKDOWN ZERO_ALLOW_UNTESTED_OPTIMIZER ZERO_FORCE_DS_CPU_OPTIMIZER COMMUNICATION_DATA_TYPE DATA_TYPES "
@@ -207,19 +208,9 @@ _DEEPSPEED = [
     *[
         Upstream(
             module,
-            _of(owner, "param_groups state_dict"),
+            f"{owner}.param_groups",
             _ENGINE,
-            f"learning rate and state under ZeRO {stages}",
-        )
-        for module, owner, stages in _OPTIMIZERS
-    ],
-    *[
-        Upstream(
-            module,
-            f"{owner}.load_state_dict",
-            _ENGINE,
-            f"continuing from a checkpoint under ZeRO {stages}",
-            parameters="load_optimizer_states load_from_fp32_weights",
+            f"the learning rate under ZeRO {stages}",
         )
         for module, owner, stages in _OPTIMIZERS
     ],
@@ -253,18 +244,43 @@ _DEEPSPEED = [
         _ENGINE,
         "where bf16 gradients are added up",
     ),
-    Upstream(
-        _STAGE_3[0],
-        _of("DeepSpeedZeroOptimizer_Stage3", "checkpoint_event_prologue checkpoint_event_epilogue"),
-        _ENGINE,
-        "continuing from a checkpoint under ZeRO 3",
-    ),
     *[
         Upstream(
-            "deepspeed.checkpoint.constants", name, _ENGINE, "the keys of an optimizer's state", value=name.lower()
+            module,
+            _of(owner, names),
+            _PIECES,
+            f"saving and filling masters and moments, and weights from masters, under ZeRO {stages}",
         )
-        for name in ("LOSS_SCALER", "PARAM_SLICE_MAPPINGS", "ZERO_STAGE")
+        for (module, owner, stages), names in (
+            (_STAGE_12, "optimizer single_partition_of_fp32_groups parallel_partitioned_bit16_groups"),
+            (_STAGE_BF16, "optimizer fp32_groups_flat_partition bf16_partitioned_groups"),
+            (
+                _STAGE_3,
+                "optimizer fp32_partitioned_groups_flat fp16_groups grad_position get_param_id "
+                "_reassign_or_swap_out_partitioned_parameters checkpoint_event_prologue checkpoint_event_epilogue",
+            ),
+        )
     ],
+    Upstream(
+        "deepspeed.utils.mixed_precision_linkage",
+        "link_hp_params",
+        _PIECES,
+        "which part of a parameter lies where in its master under ZeRO 1 and 2",
+        mentions="_hp_mapping",
+    ),
+    Upstream(
+        "deepspeed.utils.tensor_fragment",
+        "tensor_fragment",
+        _PIECES,
+        "which part of a parameter lies where in its master under ZeRO 1 and 2",
+        parameters="lp_fragment_address hp_fragment_address param_group_index",
+    ),
+    Upstream(
+        "deepspeed.runtime.fp16.loss_scaler",
+        _of("DynamicLossScaler", "cur_scale cur_iter last_overflow_iter cur_hysteresis"),
+        _PIECES,
+        "the loss scale of a checkpoint",
+    ),
     Upstream(
         "deepspeed.runtime.constants",
         "PIPE_REPLICATED",
@@ -350,16 +366,6 @@ _DEEPSPEED = [
         _of("BF16_Optimizer", "bf16_groups bf16_groups_flat bf16_partitioned_groups"),
         _SHARDS,
         "checking that shards cover the parameters",
-    ),
-    Upstream(
-        _STAGE_3[0],
-        _of(
-            "DeepSpeedZeroOptimizer_Stage3",
-            "fp16_groups fp16_partitioned_groups fp16_partitioned_groups_flat fp32_partitioned_groups_flat "
-            "_reassign_or_swap_out_partitioned_parameters",
-        ),
-        "parallel/swapped.py",
-        "continuing from a checkpoint where parameters are in files",
     ),
     *[
         Upstream(module, "", _WORLD, "putting its groups back as they were after a rehearsal")

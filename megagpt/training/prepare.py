@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megagpt.checkpoint.load import RunIdentity, check_belongs, latest_checkpoint
-from megagpt.checkpoint.manifest import CheckpointLayout, Manifest
+from megagpt.checkpoint.manifest import Manifest
 from megagpt.config_file import LoadedConfig
 from megagpt.data.stream import BatchStream, SampleSource
 from megagpt.environment import check_apex, check_megatron, check_upstream, check_wandb_login
@@ -119,19 +119,8 @@ def _resume_from(
 
 
 def _identity(plan: RunPlan, tokenizer: Tokenizer) -> RunIdentity:
-    layout = plan.layout
     return RunIdentity(
         spec=plan.spec,
-        layout=CheckpointLayout(
-            tensor=layout.tensor,
-            pipeline=layout.pipeline,
-            virtual_stages=layout.virtual_stages,
-            data=layout.data,
-            sequence_parallel=layout.sequence_parallel,
-            zero_stage=layout.zero_stage,
-            context=layout.context,
-            layers=layout.uneven_layers,
-        ),
         precision=plan.config.train.precision,
         seed=plan.config.run.seed,
         tokenizer_fingerprint=tokenizer.fingerprint,

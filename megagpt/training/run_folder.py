@@ -30,11 +30,8 @@ def check_run_folder(loaded: LoadedConfig, plan: RunPlan) -> None:
 
 
 def checkpoint_bytes(plan: RunPlan) -> int:
-    """Bytes of a checkpoint's tensors: weights, AdamW's moments and, but for plain fp32, DeepSpeed's fp32 weights."""
-    full = plan.config.train.precision == "fp32"
-    weight_bytes = 4 if full else 2
-    master_bytes = 0 if full and plan.layout.zero_stage == 0 else 4
-    return plan.parameters.total * (weight_bytes + master_bytes + _MOMENT_BYTES)
+    """Bytes of a checkpoint's tensors: float32 weights and AdamW's two moments."""
+    return plan.parameters.total * (4 + _MOMENT_BYTES)
 
 
 def check_nvme_folder(loaded: LoadedConfig, plan: RunPlan) -> None:

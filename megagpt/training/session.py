@@ -9,7 +9,6 @@ import warnings
 import torch
 from rich.console import Console
 
-from megagpt.checkpoint.load import load_rank
 from megagpt.parallel.agree import on_every_rank
 from megagpt.parallel.mesh import build_mesh, destroy_mesh
 from megagpt.plan import RunPlan
@@ -21,7 +20,9 @@ from megagpt.training.loop import TrainingRun, train
 from megagpt.training.metrics import MetricsSink, open_sinks, write_run_config
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.recorder import Recorder
+from megagpt.training.resume import load_engine
 from megagpt.training.run_trace import TRACE_FILE, RunTrace, traced_steps
+from megagpt.training.snapshot import checkpoint_layout
 from megagpt.training.terminal import TerminalSink
 
 
@@ -41,10 +42,7 @@ def run_training(prepared: PreparedRun, console: Console, trace: bool = False) -
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context)
     engine = build_engine(plan, mesh)
     if prepared.resume_from:
-        folder, manifest = prepared.resume_from
-        ranks = (mesh.rank, mesh.tensor_rank, mesh.pipeline_rank)
-        state = on_every_rank(lambda: load_rank(folder, manifest, *ranks), mesh)
-        engine.load_state(state.model, state.optimizer)
+        load_engine(engine, *prepared.resume_from)
     sinks = on_every_rank(lambda: _open_sinks(prepared, console, first_step) if mesh.rank == 0 else [], mesh)
     name = device_name(mesh.device)
     peak = peak_tflops(name, plan.config.train.precision)
@@ -100,7 +98,8 @@ def describe_start(prepared: PreparedRun, console: Console) -> None:
     if prepared.resume_from:
         folder, manifest = prepared.resume_from
         console.print(
-            f"continuing from {folder} (step {manifest.step:,} of {plan.num_steps:,})",
+            f"continuing from {folder} (step {manifest.step:,} of {plan.num_steps:,}"
+            f"{'' if manifest.layout == checkpoint_layout(plan) else f'; saved on {manifest.layout.describe()}'})",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -126,7 +126,7 @@ def test_killed_and_resumed_run_equals_the_unbroken_one(folder: Path) -> None:
     assert [r["step"] for r in records if "loss" in r] == list(range(1, NUM_STEPS + 1))
     assert records == read_metrics(folder / "unbroken")
     assert records[-1]["validation_loss"] < records[0]["loss"]
-    checkpoint = "run/checkpoints/step-00000012/model-t00-p00.safetensors"
+    checkpoint = "run/checkpoints/step-00000012/weights-rank00000.safetensors"
     assert (folder / checkpoint).read_bytes() == (folder / "unbroken" / checkpoint).read_bytes()
 
 

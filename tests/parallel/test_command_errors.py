@@ -112,14 +112,14 @@ def test_what_one_rank_cannot_do_fails_on_all() -> None:
 def test_a_damaged_shard_of_one_rank_ends_both_with_one_line(folder: Path) -> None:
     layout = "--parallel.tensor=2"
     run_ranks(2, train_rank, run_arguments(folder, layout, "--train.steps=2"))
-    damaged = folder / "run" / "checkpoints" / "step-00000002" / "model-t01-p00.safetensors"
+    damaged = folder / "run" / "checkpoints" / "step-00000002" / "moments-rank00001.safetensors"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     status, errors, printed = launch(folder, layout)
     assert status != 0
     assert len(errors) == 1, printed
-    assert re.match(r"error: rank 1: .*model-t01-p00\.safetensors is damaged: its hash differs", errors[0])
+    assert re.match(r"error: rank 1: .*moments-rank00001\.safetensors is damaged: its hash differs", errors[0])
     assert "[rank0]" not in printed, "rank 0 must not be left waiting for rank 1"
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megagpt.checkpoint.save import CheckpointContents, save_checkpoint
+from megagpt.checkpoint import save
+from megagpt.checkpoint.save import save_checkpoint
 from megagpt.parallel.mesh import build_mesh
 from megagpt.training.build import build_engine
 from megagpt.training.totals import dropout_seed, reduce_step_totals
@@ -91,14 +92,14 @@ def save_with_failing_write(folder: str, fail_on_rank: int) -> str:
     from tests.unit.checkpoint.samples import sample_contents
 
     mesh = build_mesh(1, 1)
-    save_checkpoint(Path(folder), sample_contents(1), mesh, keep=3)
+    save_checkpoint(Path(folder), sample_contents(1, mesh.rank, 2), mesh, keep=3)
     if mesh.rank == fail_on_rank:
 
         def fail(*arguments: object, **options: object) -> None:
             raise OSError(28, "No space left on device")
 
-        torch.save = fail  # type: ignore[assignment]
-    contents: CheckpointContents = sample_contents(2)
+        save.save_file = fail  # type: ignore[assignment]
+    contents = sample_contents(2, mesh.rank, 2)
     try:
         save_checkpoint(Path(folder), contents, mesh, keep=3)
     except Exception as error:

@@ -6,26 +6,27 @@ from pathlib import Path
 
 import pytest
 
+from megagpt.checkpoint.index import moments_file, weights_file
 from megagpt.checkpoint.manifest import (
     FORMAT_VERSION,
     FileRecord,
+    LossScale,
     Manifest,
+    OptimizerProgress,
     check_file,
     file_record,
-    model_file,
-    optimizer_file,
     step_folder,
     write_durably,
 )
 from megagpt.checkpoint.read import read_manifest
 from megagpt.errors import CheckpointError
-from tests.unit.checkpoint.samples import sample_contents
+from tests.unit.checkpoint.samples import sample_manifest
 
 WHERE = Path("run/checkpoints/step-00000007/manifest.json")
 
 
 def sample() -> Manifest:
-    manifest = sample_contents(7).manifest
+    manifest = sample_manifest(7)
     return replace(manifest, tokenizer_file="tokenizer.model", files={"a.pt": FileRecord(3, "00" * 32)})
 
 
@@ -34,20 +35,24 @@ def changed(**values) -> str:
 
 
 def test_round_trip():
-    for manifest in (sample(), replace(sample(), loss=None, tokenizer_fingerprint="中文", data_fingerprint="1")):
+    for manifest in (
+        sample(),
+        replace(sample(), loss=None, tokenizer_fingerprint="中文", data_fingerprint="1"),
+        replace(sample(), optimizer=OptimizerProgress(5, LossScale(65536.0, 7, 3, 2))),
+    ):
         assert Manifest.from_json(manifest.to_json(), WHERE) == manifest
 
 
 def test_names_sort_by_number():
     assert step_folder(100) == "step-00000100"
-    assert model_file(0, 11) == "model-t00-p11.safetensors"
-    assert optimizer_file(1023) == "optimizer-rank01023.pt"
+    assert weights_file(1023) == "weights-rank01023.safetensors"
+    assert moments_file(7) == "moments-rank00007.safetensors"
     assert sorted([step_folder(1000), step_folder(99)]) == [step_folder(99), step_folder(1000)]
 
 
-@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1"])
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1", None])
 def test_another_version_is_refused(version):
-    with pytest.raises(CheckpointError, match=rf"manifest\.json has format version {version}, .* reads version 1; use"):
+    with pytest.raises(CheckpointError, match=rf"manifest\.json has format version {version}, .* reads 1 to 2; use"):
         Manifest.from_json(changed(format_version=version), WHERE)
 
 
@@ -78,6 +83,11 @@ def test_what_is_no_manifest(text):
         ({"spec": json.loads(sample().to_json())["spec"] | {"num_heads": 3}}, "model's sizes do not fit together"),
         ({"layout": {"tensor": 1}}, "missing .* required positional arguments"),
         ({"layout": json.loads(sample().to_json())["layout"] | {"expert": 2}}, "unexpected keyword argument 'expert'"),
+        ({"optimizer": {"updates": 3}}, "loss_scale"),
+        ({"optimizer": {"loss_scale": None}}, "missing .* 'updates'"),
+        ({"optimizer": {"updates": 3, "loss_scale": {"scale": 1.0}}}, "missing 3 required positional arguments"),
+        ({"optimizer": 3}, "'int' object"),
+        ({"precision": "fp8"}, "precision is 'fp8', none of fp32, bf16, fp16"),
         ({"files": ["a.pt"]}, "'list' object"),
         ({"files": {"a.pt": {"num_bytes": 3}}}, "missing 1 required positional argument: 'sha256'"),
     ],
@@ -92,6 +102,13 @@ def test_a_missing_entry_is_named():
     del values["step"]
     with pytest.raises(CheckpointError, match="missing 1 required positional argument: 'step'"):
         Manifest.from_json(json.dumps(values), WHERE)
+
+
+def test_version_1_had_no_progress_of_the_optimizer():
+    values = json.loads(changed(format_version=1))
+    del values["optimizer"]
+    manifest = Manifest.from_json(json.dumps(values), WHERE)
+    assert (manifest.format_version, manifest.optimizer) == (1, None)
 
 
 def test_read_manifest(tmp_path):

@@ -1,4 +1,4 @@
-"""Finding a checkpoint, and joining the shards of any layout, written here by hand, to the whole model."""
+"""Finding a checkpoint; and joining the shards of format 1, written here by hand, to the whole model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megagpt.checkpoint.manifest import CheckpointLayout, file_record, model_file
-from megagpt.checkpoint.read import find_checkpoint, read_model
+from megagpt.checkpoint.manifest import CheckpointLayout, file_record
+from megagpt.checkpoint.read import find_checkpoint, read_manifest, read_model
+from megagpt.checkpoint.version_1 import model_file
 from megagpt.errors import CheckpointError
 from megagpt.model.init import local_slice
 from megagpt.model.names import TOKEN_EMBEDDING, parameter_shapes
-from tests.unit.checkpoint.samples import sample_contents
+from tests.unit.checkpoint.samples import sample_manifest
 from tests.unit.model.small import random_parameters, small_spec
 
 SPEC = small_spec(num_layers=4)
@@ -43,7 +44,7 @@ def write(folder: Path, tensor: int, pipeline: int, dtype: torch.dtype = torch.f
             }
             save_file(shard, folder / model_file(t, p))
     layout = CheckpointLayout(tensor, pipeline, 1, 1, False, 1)
-    seal(folder, replace(sample_contents(7).manifest, spec=SPEC, layout=layout))
+    seal(folder, replace(sample_manifest(7), format_version=1, optimizer=None, spec=SPEC, layout=layout))
     return folder
 
 
@@ -55,8 +56,6 @@ def seal(folder: Path, manifest) -> None:
 
 def edit(folder: Path, name: str, change) -> None:
     """Rewrite a shard with changed tensors, and the manifest to go with it: damage that no hash can show."""
-    from megagpt.checkpoint.read import read_manifest
-
     shard: dict[str, Tensor] = load_file(folder / name)
     change(shard)
     save_file(shard, folder / name)
@@ -85,15 +84,9 @@ def test_a_missing_shard(tmp_path):
     (folder / model_file(1, 0)).unlink()
     with pytest.raises(CheckpointError, match=r"model-t01-p00\.safetensors is missing; the checkpoint is not whole"):
         read_model(folder)
-    seal(folder, read_model_manifest(folder))
+    seal(folder, read_manifest(folder))
     with pytest.raises(CheckpointError, match=r"holds no model-t01-p00\.safetensors; it is not whole"):
         read_model(folder)
-
-
-def read_model_manifest(folder: Path):
-    from megagpt.checkpoint.read import read_manifest
-
-    return read_manifest(folder)
 
 
 def test_a_flipped_byte(tmp_path):
@@ -113,7 +106,7 @@ def test_a_flipped_byte(tmp_path):
 def test_a_file_that_is_no_safetensors(tmp_path):
     folder = write(tmp_path / "c", 1, 1)
     (folder / model_file(0, 0)).write_bytes(b"no tensors here")
-    seal(folder, read_model_manifest(folder))
+    seal(folder, read_manifest(folder))
     with pytest.raises(CheckpointError, match=r"model-t00-p00\.safetensors is damaged: .*; use another checkpoint"):
         read_model(folder)
 

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from megagpt.checkpoint.load import load_rank
+from megagpt.checkpoint.load import load_pieces, verify_share
 from megagpt.checkpoint.manifest import check_file
+from megagpt.checkpoint.pieces import KINDS
 from megagpt.checkpoint.read import find_checkpoint, read_manifest, read_model
 from megagpt.checkpoint.save import save_checkpoint
 from megagpt.cli import main
 from megagpt.errors import CheckpointError
 from megagpt.parallel.mesh import Mesh, build_mesh, destroy_mesh
-from tests.unit.checkpoint.samples import sample_contents
+from tests.unit.checkpoint.samples import sample_contents, sample_parameters
+
+WEIGHTS, MOMENTS = "weights-rank00000.safetensors", "moments-rank00000.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,13 @@ def test_what_a_checkpoint_holds(tmp_path, mesh, tokenizer):
     contents = with_tokenizer(5, tokenizer)
     folder = save_checkpoint(tmp_path / "run" / "checkpoints", contents, mesh, keep=2)
     assert folder == tmp_path / "run" / "checkpoints" / "step-00000005"
-    files = ["config.toml", "model-t00-p00.safetensors", "optimizer-rank00000.pt", "tokenizer.model"]
+    files = [
+        "config.toml",
+        "index.json",
+        "moments-rank00000.safetensors",
+        "tokenizer.model",
+        "weights-rank00000.safetensors",
+    ]
     assert names(folder) == sorted([*files, "manifest.json"])
     assert names(folder.parent) == ["latest", "step-00000005"]
     assert (folder.parent / "latest").read_text() == "step-00000005\n"
@@ -59,13 +68,26 @@ def test_what_a_checkpoint_holds(tmp_path, mesh, tokenizer):
 
 
 def test_what_was_saved_comes_back(tmp_path, mesh):
-    contents = sample_contents(3)
-    folder = save_checkpoint(tmp_path, contents, mesh, keep=2)
-    state = load_rank(folder, read_manifest(folder), 0, 0, 0)
-    assert state.model.keys() == contents.model.keys()
-    assert all(torch.equal(state.model[name], contents.model[name]) for name in contents.model)
-    assert torch.equal(state.optimizer["moments"], contents.optimizer["moments"])
-    assert all(torch.equal(value, contents.model[name]) for name, value in read_model(tmp_path).parameters.items())
+    folder = save_checkpoint(tmp_path, sample_contents(3), mesh, keep=2)
+    manifest = read_manifest(folder)
+    found = sample_contents(3).pieces
+    for piece in found:
+        for kind in KINDS:
+            piece.tensor(kind).fill_(-1)
+    verify_share(folder, manifest, 0, 1)
+    load_pieces(folder, manifest, found, 1)
+    for piece, saved in zip(found, sample_contents(3).pieces, strict=True):
+        assert all(torch.equal(piece.tensor(kind), saved.tensor(kind)) for kind in KINDS)
+    wanted = sample_parameters()
+    assert all(torch.equal(value, wanted[name]) for name, value in read_model(tmp_path).parameters.items())
+
+
+def test_ranks_that_do_not_own_all_of_it_cannot_save(tmp_path, mesh):
+    """A mistake of ours: it must not become a checkpoint."""
+    contents = sample_contents(3, rank=0, num_ranks=2)
+    with pytest.raises(CheckpointError, match=r"holds no elements 512 to 1023 of embedding\.tokens\.weight"):
+        save_checkpoint(tmp_path, contents, mesh, keep=2)
+    assert names(tmp_path) == []
 
 
 def test_every_file_reaches_the_disk_before_the_checkpoint_exists(tmp_path, mesh, tokenizer, monkeypatch):
@@ -113,7 +135,7 @@ def test_a_checkpoint_older_than_those_kept_is_not_removed_as_it_is_written(tmp_
 def test_the_same_step_again_replaces_it(tmp_path, mesh):
     save_checkpoint(tmp_path, sample_contents(4), mesh, keep=3)
     again = sample_contents(4)
-    again.model["final_norm.bias"].fill_(99)
+    next(piece for piece in again.pieces if piece.name == "final_norm.bias").master.fill_(99)
     folder = save_checkpoint(tmp_path, again, mesh, keep=3)
     assert torch.equal(read_model(folder).parameters["final_norm.bias"], torch.full((8,), 99.0))
     assert names(tmp_path) == ["latest", "step-00000004"]
@@ -127,12 +149,6 @@ def test_a_place_that_cannot_be_written(tmp_path, mesh):
         save_checkpoint(tmp_path / "checkpoints", sample_contents(1), mesh, keep=1)
 
 
-def test_a_rank_without_its_optimizer_file(tmp_path, mesh):
-    folder = save_checkpoint(tmp_path, sample_contents(1), mesh, keep=1)
-    with pytest.raises(CheckpointError, match=r"holds no optimizer-rank00003\.pt; it is not whole"):
-        load_rank(folder, read_manifest(folder), 3, 0, 0)
-
-
 def test_inspect(tmp_path, mesh, tokenizer, capsys):
     folder = save_checkpoint(tmp_path / "run" / "checkpoints", with_tokenizer(1500, tokenizer), mesh, keep=2)
     assert main(["checkpoint", "inspect", str(tmp_path / "run")]) == 0
@@ -143,17 +159,18 @@ def test_inspect(tmp_path, mesh, tokenizer, capsys):
         "model            tiny: 1 layers, 2 heads, hidden 8, context 16, vocabulary 100 (padded 128), gelu_tanh",
         "layout           tensor 1 × pipeline 1 × data 1, virtual stages 1, ZeRO 1, fp32, seed 1",
         "tokenizer        tokenizer.model (sha256 ab)",
-        "written by       megagpt 0.0.0, format 1",
+        "written by       megagpt 0.0.0, format 2",
     ):
         assert line in printed.splitlines()
     assert "file             config.toml  " in printed
     assert "verified" not in printed
     assert main(["checkpoint", "inspect", str(folder), "--verify"]) == 0
-    assert "verified         4 files: sizes and hashes are right" in capsys.readouterr().out
+    assert "verified         5 files: sizes and hashes are right" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "name", ["model-t00-p00.safetensors", "optimizer-rank00000.pt", "config.toml", "tokenizer.model"]
+    "name",
+    [WEIGHTS, MOMENTS, "index.json", "config.toml", "tokenizer.model"],
 )
 def test_inspect_finds_damage(tmp_path, mesh, tokenizer, capsys, name):
     folder = save_checkpoint(tmp_path / "checkpoints", with_tokenizer(1, tokenizer), mesh, keep=2)

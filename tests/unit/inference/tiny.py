@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megagpt.checkpoint.manifest import FORMAT_VERSION, CheckpointLayout, Manifest, file_record, model_file
+from megagpt.checkpoint.index import INDEX_NAME, Index, Place, tensor_key, weights_file
+from megagpt.checkpoint.manifest import FORMAT_VERSION, CheckpointLayout, Manifest, file_record
+from megagpt.checkpoint.pieces import MASTER
 from megagpt.model.names import parameter_shapes
 from megagpt.model.spec import ModelSpec
 from megagpt.tokenizer import Tokenizer, load_tokenizer
@@ -61,8 +63,11 @@ def random_parameters(spec: ModelSpec, seed: int = 0) -> dict[str, Tensor]:
 def write_checkpoint(folder: Path, spec: ModelSpec, parameters: dict[str, Tensor], tokenizer_path: Path | None) -> Path:
     """A checkpoint folder of one rank, without optimizer state."""
     folder.mkdir(parents=True)
-    name = model_file(0, 0)
-    save_file(parameters, folder / name)
+    save_file(
+        {tensor_key(name, MASTER): value.reshape(-1) for name, value in parameters.items()}, folder / weights_file(0)
+    )
+    index = Index(1, {name: [Place(0, 0, 0, value.numel())] for name, value in parameters.items()})
+    (folder / INDEX_NAME).write_text(index.to_json(), encoding="utf-8")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         megagpt_version="0.0.0",
@@ -76,7 +81,7 @@ def write_checkpoint(folder: Path, spec: ModelSpec, parameters: dict[str, Tensor
         tokenizer_fingerprint=None,
         tokenizer_file=None,
         data_fingerprint=None,
-        files={name: file_record(folder / name)},
+        files={name: file_record(folder / name) for name in (weights_file(0), INDEX_NAME)},
     )
     if tokenizer_path is not None:
         file = "tokenizer" + tokenizer_path.suffix
