@@ -57,7 +57,9 @@ def real_step(arguments: list[str]) -> tuple[Counter[Collective], tuple[Pass, ..
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_rehearsal_counts_what_really_happens(name):
-    """Equal collectives and passes; bytes differ by the 4 of a scalar. Measured worst 0.0002 %."""
+    """Equal collectives and passes. Bytes differ by 4 at most, and by what gloo holds while it works: the float32 input
+    of ZeRO 3's reduce-scatter, all of the rank's gradients, and a hidden state on its way to the next stage.
+    """
     plan = small_plan(LAYOUTS[name])
     results = run_ranks(4, real_step, LAYOUTS[name])
     for rank in (0, 3):  # of the first and of the last stage
@@ -66,9 +68,11 @@ def test_a_rehearsal_counts_what_really_happens(name):
         assert rehearsal.micro_batches_run == (plan.batches.stages[-1].num_micro_batches,)
         assert rehearsal.order == order
         assert rehearsal.collectives == collectives
-        # gloo's asynchronous reduce-scatter holds its float32 input, all of the rank's gradients, while it works
-        held = 4 * sum(rehearsal.coverage.by_position[0][:1]) if plan.layout.zero_stage == 3 else 0
-        assert rehearsal.memory.peak.total_bytes + held == pytest.approx(memory.peak.total_bytes, rel=2e-5)
+        gradients = 4 * rehearsal.coverage.by_position[0][0] if plan.layout.zero_stage == 3 else 0
+        on_its_way = max((call.num_bytes for call in collectives if call.kind == "send"), default=0)
+        peak = rehearsal.memory.peak.total_bytes + gradients
+        assert peak == pytest.approx(memory.peak.total_bytes, abs=16 + on_its_way)
         for part, size in rehearsal.memory.most_by_part.items():
-            more = held if part == "temporary" else 0
-            assert size + more == pytest.approx(memory.most_by_part[part], rel=2e-5, abs=16), part
+            held = gradients if part == "temporary" else 0
+            moving = on_its_way if part in ("activations", "temporary") else 0
+            assert size + held == pytest.approx(memory.most_by_part[part], abs=16 + moving), part
