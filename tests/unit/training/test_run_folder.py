@@ -79,9 +79,7 @@ def test_a_disk_without_room_for_parameters_is_refused(tmp_path: Path, monkeypat
         check_nvme(tmp_path)
 
 
-def test_file_access_that_cannot_be_built_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_access_that_cannot_be_built_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     for possible in (True, False):
