@@ -5,7 +5,8 @@ B micro-batch, S sequence (a context rank's part of it), H hidden, F feed-forwar
 t tensor ranks, D data times context ranks, P parameters on the rank, e bytes of a weight or activation (fp32: 4, bf16
 and fp16: 2).
 
-weights      e P; ZeRO 3: e P / D, and one gathered layer or embedding; that alone with offload_parameters
+weights      e P; ZeRO 3: e P / D, and what it holds gathered: all, but at most 10^9 parameters (MAX_LIVE_VALUES), with
+             parameters in files the largest piece. With offload_parameters the gathered ones alone
 gradients    4 P: micro-batches are added up in fp32 whatever the precision (parallel/deepspeed_json.py); from ZeRO 2 on
              4 P / D, or nothing with offload_optimizer, which takes them to host memory too
 optimizer    fp32 AdamW moments 8 P, and the fp32 master copy 4 P that DeepSpeed keeps with ZeRO 1 to 3, in fp32 too;
@@ -14,6 +15,9 @@ host         offload_optimizer: (12 + 4 + e) P / D for moments, master copy, fp3
              weights, and from ZeRO 2 on 4 P / D more where micro-batches are added up (DeepSpeed, zero/stage_1_and_2.py
              accumulated_grads_in_cpu, zero/stage3.py grad_partitions_flat_buffer). offload_parameters: e P / D in host
              memory, or for "nvme" in files, with 5 buffers of 10^8 values (zero/offload_config.py)
+temporary    ZeRO 2 and 3 reduce gradients while activations are there: 8 and 10 bytes of each of the 10^8 values of a
+             bucket (REDUCE_BUCKET_VALUES, or P where that is less), and with ZeRO 2 a micro-batch's gradients, e P.
+             As `--rehearse` counts them for gpt3-13b on 32 GPUs, to 2 % (ZeRO 2) and 13 % (ZeRO 3)
 activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, without its 5 N S term: the scores stay in
              the fused attention kernel. Whole on each tensor rank, or divided by t with sequence parallelism: 4 e H for
              the inputs of two norms, QKV and feed-forward, and 2 e H of dropout masks where hidden_dropout > 0 (ours
@@ -28,7 +32,7 @@ activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, wit
 logits       B S V / t of 2 e bytes: the logits and the softmax kept for the backward pass, then that and the gradient;
              the cross-entropy's fp32 values exist for a block of rows at a time
 
-Not counted: CUDA context, NCCL and DeepSpeed buckets, kernel workspaces, fragmentation.
+Not counted: CUDA context, NCCL's buffers, kernel workspaces, fragmentation. `--rehearse` counts every tensor of a step.
 """
 
 from dataclasses import dataclass
@@ -36,6 +40,7 @@ from dataclasses import dataclass
 from megagpt.config import TrainSection
 from megagpt.model.cost import count_embedding_parameters, count_head_parameters, count_layer_parameters
 from megagpt.model.spec import ModelSpec
+from megagpt.parallel.deepspeed_json import MAX_LIVE_VALUES, REDUCE_BUCKET_VALUES
 from megagpt.plan_layout import Layout, StagePlan
 
 GIB = 2**30
@@ -43,6 +48,7 @@ _GRADIENT_BYTES = 4
 _MASTER_BYTES = 4
 _MOMENTS_BYTES = 8
 _NVME_BUFFER_VALUES = 5 * 10**8
+_BUCKET_BYTES = {0: 0, 1: 0, 2: 8, 3: 10}  # of all copies of one value, by ZeRO stage
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class GpuMemory:
     optimizer_bytes: int
     activations_bytes: int
     logits_bytes: int
+    temporary_bytes: int
     host_bytes: int = 0  # of host memory, for each GPU
     disk_bytes: int = 0  # of files, for each GPU
 
@@ -67,6 +74,7 @@ class GpuMemory:
             ("optimizer", self.optimizer_bytes),
             ("activations", self.activations_bytes),
             ("logits", self.logits_bytes),
+            ("temporary", self.temporary_bytes),
         )
 
     @property
@@ -112,9 +120,11 @@ def estimate_memory(
     offloads_optimizer = layout.offload_optimizer != "none"
     state_bytes = _MOMENTS_BYTES + (_MASTER_BYTES if layout.zero_stage >= 1 else 0)
     weights = _ceil_divide(value_bytes * parameters, weight_shards) if layout.offload_parameters == "none" else 0
-    if layout.zero_stage == 3:
+    if layout.offload_parameters == "nvme":
         layer = count_layer_parameters(spec, layout.tensor)
         weights += value_bytes * max(layer, count_embedding_parameters(spec, layout.tensor))
+    elif layout.zero_stage == 3:
+        weights += value_bytes * min(parameters, MAX_LIVE_VALUES)
     gradients = _ceil_divide(_GRADIENT_BYTES * parameters, gradient_shards)
     has_head = any(stage.has_head for stage in layout.chunks(pipeline_rank))
     tokens = train.micro_batch_size * spec.sequence_length // layout.context
@@ -126,9 +136,15 @@ def estimate_memory(
         optimizer_bytes=0 if offloads_optimizer else _ceil_divide(state_bytes * parameters, optimizer_shards),
         activations_bytes=_activation_bytes(spec, layout, train, pipeline_rank, num_micro_batches),
         logits_bytes=2 * value_bytes * logits if has_head else 0,
+        temporary_bytes=_reduction_bytes(layout, value_bytes, parameters),
         host_bytes=_host_bytes(layout, value_bytes, parameters),
         disk_bytes=_ceil_divide(value_bytes * parameters, weight_shards) if layout.offload_parameters == "nvme" else 0,
     )
+
+
+def _reduction_bytes(layout: Layout, value_bytes: int, parameters: int) -> int:
+    bucket = _BUCKET_BYTES[layout.zero_stage] * min(parameters, REDUCE_BUCKET_VALUES)
+    return bucket + (value_bytes * parameters if layout.zero_stage == 2 else 0)
 
 
 def _host_bytes(layout: Layout, value_bytes: int, parameters: int) -> int:

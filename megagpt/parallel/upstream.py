@@ -319,7 +319,8 @@ _DEEPSPEED = [
         _JSON,
         "ZeRO as the plan has it",
         parameters="stage overlap_comm contiguous_gradients reduce_scatter round_robin_gradients offload_optimizer "
-        "offload_param stage3_max_live_parameters stage3_max_reuse_distance",
+        "offload_param stage3_max_live_parameters stage3_max_reuse_distance stage3_param_persistence_threshold "
+        "stage3_prefetch_bucket_size allgather_bucket_size reduce_bucket_size",
     ),
     Upstream(_OFFLOAD, "DeepSpeedZeroOffloadOptimizerConfig", _JSON, "offloading", parameters="device pin_memory"),
     Upstream(

@@ -79,9 +79,8 @@ def _print_memory(rehearsal: Rehearsal, gpu_memory_gib: float | None, console: C
     name, unit = ("GiB", GIB) if memory.peak.total_bytes >= GIB else ("MiB", MIB)
     table = _table(f"Memory of this rank's GPU, {name}", "part", "at the peak", "most of the part", "plan's estimate")
     for part in PARTS:
-        estimate = f"{plan_parts[part] / unit:.2f}" if part in plan_parts else "not counted"
-        row = (memory.peak.by_part[part], memory.most_by_part[part])
-        table.add_row(part, *(f"{size / unit:.2f}" for size in row), estimate)
+        row = (memory.peak.by_part[part], memory.most_by_part[part], plan_parts[part])
+        table.add_row(part, *(f"{size / unit:.2f}" for size in row))
     table.add_section()
     table.add_row("sum", f"{memory.peak.total_bytes / unit:.2f}", "", f"{planned.total_bytes / unit:.2f}")
     console.print(table)

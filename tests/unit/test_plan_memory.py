@@ -37,11 +37,22 @@ def test_states(zero_stage, precision, weights, gradients, optimizer):
     assert gpu.optimizer_bytes == optimizer * PARAMETERS
 
 
-def test_zero_3_divides_weights_but_gathers_the_largest_piece():
+def test_zero_3_divides_weights_but_holds_gathered_ones():
     (gpu,) = memory("--parallel.zero_stage=3", gpus=4)
-    assert gpu.weights_bytes == 2 * PARAMETERS / 4 + 2 * (V + S) * H
-    (gpu,) = memory("--parallel.zero_stage=3", "--model.vocab_size=128", gpus=4)
-    assert gpu.weights_bytes == 2 * (PARAMETERS - (V - 128) * H) / 4 + 2 * (12 * H * H + 13 * H)
+    assert gpu.weights_bytes == 2 * PARAMETERS / 4 + 2 * PARAMETERS, "all of a small model"
+    plan = make_plan(load_config("gpt3-13b", ["--parallel.zero_stage=3"]), 32, None)
+    parameters = plan.parameters.per_rank[0]
+    assert parameters > 10**9
+    assert plan.memory[0].weights_bytes == -(-2 * parameters // plan.layout.data) + 2 * 10**9
+
+
+def test_zero_2_and_3_reduce_buckets_beside_the_activations():
+    assert [memory(f"--parallel.zero_stage={stage}", gpus=4)[0].temporary_bytes for stage in (1, 2, 3)] == [
+        *(0, (8 + 2) * PARAMETERS),
+        10 * PARAMETERS,
+    ]
+    plan = make_plan(load_config("gpt3-13b", ["--parallel.zero_stage=2"]), 32, None)
+    assert plan.memory[0].temporary_bytes == 8 * 10**8 + 2 * plan.parameters.per_rank[0]
 
 
 def test_activations_are_korthikantis_without_the_scores():
@@ -101,13 +112,13 @@ def test_offloaded_optimizer(zero_stage, gradients, host):
 
 
 def test_offloaded_parameters():
-    gathered = 2 * (V + S) * H
     (gpu,) = memory("--parallel.zero_stage=3", "--parallel.offload_parameters=cpu", gpus=4)
-    assert (gpu.weights_bytes, gpu.host_bytes, gpu.disk_bytes) == (gathered, 2 * PARAMETERS / 4, 0)
+    assert (gpu.weights_bytes, gpu.host_bytes, gpu.disk_bytes) == (2 * PARAMETERS, 2 * PARAMETERS / 4, 0)
+    largest = 2 * (V + S) * H
     (gpu,) = memory(
         "--parallel.zero_stage=3", "--parallel.offload_parameters=nvme", "--parallel.nvme_folder=/disk", gpus=4
     )
-    assert (gpu.weights_bytes, gpu.host_bytes, gpu.disk_bytes) == (gathered, 10**9, 2 * PARAMETERS / 4)
+    assert (gpu.weights_bytes, gpu.host_bytes, gpu.disk_bytes) == (largest, 10**9, 2 * PARAMETERS / 4)
 
 
 def test_logits():
@@ -122,7 +133,10 @@ def test_total_is_the_sum_of_the_parts_and_the_peak_is_the_fullest():
     plan = make_plan(load_config(None, [*MODEL, "--parallel.pipeline=4"]), 4, None)
     for gpu in plan.memory:
         assert gpu.total_bytes == sum(size for _, size in gpu.parts)
-    assert [name for name, _ in plan.memory[0].parts] == ["weights", "gradients", "optimizer", "activations", "logits"]
+    assert [name for name, _ in plan.memory[0].parts] == [
+        *("weights", "gradients", "optimizer", "activations", "logits"),
+        "temporary",
+    ]
     assert plan.peak_memory.total_bytes == max(gpu.total_bytes for gpu in plan.memory)
 
 
