@@ -1,30 +1,20 @@
 """ZeRO 3 with parameters in files, stopped and continued: the same run as in memory, bit for bit."""
 
-import contextlib
-import io
 from pathlib import Path
 
 import pytest
 import torch
 
 from megagpt.checkpoint.read import read_model
-from megagpt.parallel.cpu import patch_deepspeed_for_cpu
+from tests.parallel.compiled import skip_unless_files_are_possible
 from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, read_metrics, run_arguments, train_rank
 
 
-def can_swap() -> bool:
-    patch_deepspeed_for_cpu()
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        return bool(AsyncIOBuilder().is_compatible(verbose=False))
-
-
-@pytest.mark.skipif(not can_swap(), reason="needs libaio and a C++ compiler")
 @pytest.mark.timeout(600)
 def test_parameters_in_files(tmp_path: Path) -> None:
     """DeepSpeed has five buffers to read files into; each of three layers has two matrices large enough for a file."""
+    skip_unless_files_are_possible()
     folder = tmp_path / "nvme"
     folder.mkdir()
     large = ["--model.num_layers=3", "--model.hidden_size=384", "--parallel.zero_stage=3", "--train.steps=4"]
