@@ -41,7 +41,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("loss of a checkpoint on held-out text", "megagpt.training.evaluate_cli", "main"),
     "generate": Command("text from a checkpoint", "megagpt.inference.cli"),
     "export": Command("a checkpoint for other software", "megagpt.export.cli"),
-    "checkpoint": Command("what is in a checkpoint", "megagpt.checkpoint.cli", "main"),
+    "checkpoint": Command("look into checkpoints, verify and prune them", "megagpt.checkpoint.cli", "main"),
     "env": Command("versions, devices and optional packages of this machine", "megagpt.environment", "main"),
 }
 

@@ -295,6 +295,9 @@ class CheckpointSection(Section):
 
     interval_steps: int = Field(default=1000, ge=0, description="steps between checkpoints; 0: only at the end")
     keep: int = Field(default=3, ge=1, description="newest checkpoints kept; older ones are removed")
+    keep_every_steps: int = Field(
+        default=0, ge=0, description="checkpoints of every so many steps are never removed; 0: all but the newest are"
+    )
     resume: Literal["auto", "never"] = Field(
         default="auto",
         description="auto: continue from the folder's latest checkpoint; never: refuse to start where one exists",

@@ -28,6 +28,7 @@ from megagpt.checkpoint.manifest import (
     write_durably,
 )
 from megagpt.checkpoint.pieces import KINDS, Piece
+from megagpt.checkpoint.retention import removable_steps, remove_steps, saved_steps
 from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError
 from megagpt.model.names import parameter_shapes
@@ -46,9 +47,12 @@ class CheckpointContents:
     pieces: list[Piece]  # that this rank owns: over all ranks each element once
 
 
-def save_checkpoint(checkpoints: Path, contents: CheckpointContents, mesh: Mesh, keep: int) -> Path:
-    """Save into `checkpoints`/step-…, move `latest` there, and remove all but the `keep` newest. Every rank calls it.
+def save_checkpoint(
+    checkpoints: Path, contents: CheckpointContents, mesh: Mesh, keep: int, keep_every_steps: int = 0
+) -> Path:
+    """Save into `checkpoints`/step-…, move `latest` there, and remove old ones. Every rank calls it.
 
+    The `keep` newest stay, and those of multiples of `keep_every_steps` (0: none).
     Returns the checkpoint's folder. Raises CheckpointError on every rank if any rank could not write; earlier
     checkpoints and `latest` are then as before.
     """
@@ -60,7 +64,8 @@ def save_checkpoint(checkpoints: Path, contents: CheckpointContents, mesh: Mesh,
         records = _write_rank_files(temporary, contents, mesh)
         index = _gather_index(contents, mesh)
         manifest = replace(contents.manifest, files=records)
-        _run_on_rank_0(mesh, lambda: _commit(checkpoints, temporary, target, contents, manifest, index, keep), target)
+        _run_on_rank_0(mesh, lambda: _commit(checkpoints, temporary, target, contents, manifest, index), target)
+        _run_on_rank_0(mesh, lambda: _prune(checkpoints, manifest.step, keep, keep_every_steps), checkpoints)
     except CheckpointError:
         if mesh.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -134,7 +139,6 @@ def _commit(
     contents: CheckpointContents,
     manifest: Manifest,
     index: Index,
-    keep: int,
 ) -> None:
     """Rank 0: the small files, the manifest last; then the rename that makes the checkpoint exist, then `latest`."""
     check_index(index, parameter_shapes(manifest.spec), temporary)  # what we made ourselves
@@ -154,15 +158,11 @@ def _commit(
     temporary.rename(target)
     flush_folder(checkpoints)
     write_durably(checkpoints / LATEST_NAME, target.name + "\n")
-    _prune(checkpoints, target, keep)
 
 
-def _prune(checkpoints: Path, newest: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints, never the one just written."""
-    steps = sorted(path for path in checkpoints.glob("step-*") if path.is_dir() and path.suffix != ".writing")
-    for path in steps[:-keep]:
-        if path != newest:
-            shutil.rmtree(path)
+def _prune(checkpoints: Path, written: int, keep: int, keep_every_steps: int) -> None:
+    """Remove old checkpoints, never the one just written."""
+    remove_steps(checkpoints, removable_steps(saved_steps(checkpoints), keep, keep_every_steps, written))
 
 
 def _run_on_rank_0(mesh: Mesh, action: Any, where: Path) -> None:

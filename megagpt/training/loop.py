@@ -85,7 +85,8 @@ def _save(run: TrainingRun, done: int, loss: float) -> None:
     prepared = run.prepared
     contents = take_snapshot(prepared, run.engine, done, loss)
     try:
-        folder = save_checkpoint(prepared.checkpoints, contents, run.mesh, prepared.plan.config.checkpoint.keep)
+        settings = prepared.plan.config.checkpoint
+        folder = save_checkpoint(prepared.checkpoints, contents, run.mesh, settings.keep, settings.keep_every_steps)
     except CheckpointError as error:
         if done == prepared.plan.num_steps:
             raise

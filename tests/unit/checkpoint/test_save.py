@@ -1,7 +1,6 @@
 """Saving in one process: what is written, in which order it comes to exist, what is kept and what is removed."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +14,9 @@ from megagpt.checkpoint.read import find_checkpoint, read_manifest, read_model
 from megagpt.checkpoint.save import save_checkpoint
 from megagpt.cli import main
 from megagpt.errors import CheckpointError
-from megagpt.parallel.mesh import Mesh, build_mesh, destroy_mesh
 from tests.unit.checkpoint.samples import sample_contents, sample_parameters
 
 WEIGHTS, MOMENTS = "weights-rank00000.safetensors", "moments-rank00000.safetensors"
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    yield build_mesh(1, 1)
-    destroy_mesh()
 
 
 @pytest.fixture
