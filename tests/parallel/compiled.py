@@ -38,7 +38,9 @@ def missing_operators() -> list[str]:
     for name in _OPERATORS:
         folder = built_operators() / name
         rules = folder / "build.ninja"
+        built = folder / f"{name}.so"
         is_ours = rules.is_file() and sources in rules.read_text(encoding="utf-8")
-        if not is_ours or not (folder / f"{name}.so").exists() or (folder / "lock").exists():
+        is_current = built.exists() and is_ours and built.stat().st_mtime >= rules.stat().st_mtime
+        if not is_current or (folder / "lock").exists():
             missing.append(name)
     return missing
