@@ -59,7 +59,7 @@ def name_groups(mesh: Mesh) -> dict[str, str]:
 
 def read_call(func: Any, args: Sequence[Any], group_names: dict[str, str], during: str) -> Collective:
     """The collective that a call of a torch.ops.c10d operator is."""
-    buffers = [part for part in (_tensors(argument) for argument in args) if part]
+    buffers = [part for part in (tensors_of(argument) for argument in args) if part]
     group = next(ProcessGroup.unbox(argument) for argument in args if isinstance(argument, torch.ScriptObject))
     largest = max((sum(t.numel() * t.element_size() for t in part) for part in buffers), default=0)
     dtype = str(buffers[0][0].dtype).removeprefix("torch.") if buffers else ""
@@ -77,12 +77,12 @@ def _kind(func: Any) -> str:
     return _KINDS.get(name, name)
 
 
-def _tensors(argument: Any) -> list[Tensor]:
+def tensors_of(argument: Any) -> list[Tensor]:
     """Tensors of an argument: one, a list, or a list of lists."""
     if isinstance(argument, Tensor):
         return [argument]
     if isinstance(argument, (list, tuple)):
-        return [tensor for part in argument for tensor in _tensors(part)]
+        return [tensor for part in argument for tensor in tensors_of(part)]
     return []
 
 

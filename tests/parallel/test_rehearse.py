@@ -1,14 +1,17 @@
 """A rehearsal against the same step of real ranks with values: equal collectives, order of passes and bytes."""
 
+import time
 from collections import Counter
+from typing import Any
 
 import pytest
+from torch._C._distributed_c10d import FakeWork, Work
 
 from megagpt.config_file import load_config
 from megagpt.parallel.mesh import build_mesh
 from megagpt.plan import RunPlan, make_plan
 from megagpt.plan_schedule import Pass
-from megagpt.rehearse.collectives import Collective
+from megagpt.rehearse.collectives import Collective, tensors_of
 from megagpt.rehearse.run import rehearse
 from megagpt.rehearse.step import logit_widths, make_micro_batches, mark_state, run_step, watched_modules
 from megagpt.rehearse.storages import MemoryUse, StorageLog
@@ -37,13 +40,37 @@ def small_plan(arguments: list[str], num_ranks: int = 4) -> RunPlan:
     return make_plan(load_config(None, [*MODEL, *arguments]), num_ranks, None)
 
 
+class SettledWatch(Watch):
+    """Also waits, after each collective, until gloo's threads have let go of its tensors, as ranks of a rehearsal do at
+    once; else the moment at which they die is that of a thread, and depends on how busy the machine is.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func.namespace != "c10d" or func._schema.name in (
+            "c10d::send",
+            "c10d::recv_",
+        ):  # those wait for another's call
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        tensors = [tensor for argument in args for tensor in tensors_of(argument)]
+        users = [tensor._use_count() for tensor in tensors]
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        *tensors_out, work = result if isinstance(result, tuple) else (result,)
+        Work.unbox(work).wait()
+        del work, result
+        until = time.monotonic() + 60
+        while [tensor._use_count() for tensor in tensors] != users:
+            assert time.monotonic() < until, f"gloo still holds tensors of {func} after 60 s"
+            time.sleep(0)
+        return (*tensors_out, FakeWork().boxed()) if tensors_out else FakeWork().boxed()
+
+
 def real_step(arguments: list[str]) -> tuple[Counter[Collective], tuple[Pass, ...], MemoryUse]:
     """Two steps of one rank with values, watched in the second; the first makes buffers. Runs on every rank."""
     plan = small_plan(arguments)
     layout = plan.layout
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context)
     storages = StorageLog(logit_widths(plan, mesh))
-    with Watch(mesh, storages, gathers_weights=layout.zero_stage == 3) as watch:
+    with SettledWatch(mesh, storages, gathers_weights=layout.zero_stage == 3) as watch:
         engine = build_engine(plan, mesh)
         mark_state(engine, plan, storages)
         whole = plan.batches.stages[-1].num_micro_batches
@@ -57,9 +84,7 @@ def real_step(arguments: list[str]) -> tuple[Counter[Collective], tuple[Pass, ..
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_rehearsal_counts_what_really_happens(name):
-    """Equal collectives and passes. Bytes differ by 4 at most, and by what gloo holds while it works: the float32 input
-    of ZeRO 3's reduce-scatter, all of the rank's gradients, and a hidden state on its way to the next stage.
-    """
+    """Equal collectives and passes. Bytes differ by 16 at most, and by what gloo holds while it sends."""
     plan = small_plan(LAYOUTS[name])
     results = run_ranks(4, real_step, LAYOUTS[name])
     for rank in (0, 3):  # of the first and of the last stage
@@ -68,11 +93,8 @@ def test_a_rehearsal_counts_what_really_happens(name):
         assert rehearsal.micro_batches_run == (plan.batches.stages[-1].num_micro_batches,)
         assert rehearsal.order == order
         assert rehearsal.collectives == collectives
-        gradients = 4 * rehearsal.coverage.by_position[0][0] if plan.layout.zero_stage == 3 else 0
         on_its_way = max((call.num_bytes for call in collectives if call.kind == "send"), default=0)
-        peak = rehearsal.memory.peak.total_bytes + gradients
-        assert peak == pytest.approx(memory.peak.total_bytes, abs=16 + on_its_way)
+        assert rehearsal.memory.peak.total_bytes == pytest.approx(memory.peak.total_bytes, abs=16 + on_its_way)
         for part, size in rehearsal.memory.most_by_part.items():
-            held = gradients if part == "temporary" else 0
             moving = on_its_way if part in ("activations", "temporary") else 0
-            assert size + held == pytest.approx(memory.most_by_part[part], abs=16 + moving), part
+            assert size == pytest.approx(memory.most_by_part[part], abs=16 + moving), part

@@ -307,7 +307,8 @@ def test_memory_that_does_not_fit_names_its_parts():
     (problem,) = problems_of(gpus=1, memory=0.001)
     assert re.match(
         r"a GPU of pipeline rank 0 needs \d\.\d\d GiB \(weights [\d.]+, gradients [\d.]+, optimizer [\d.]+, "
-        r"activations [\d.]+, logits [\d.]+\), more than the 0\.001 GiB it has; use more tensor or pipeline ranks, .*"
+        r"activations [\d.]+, logits [\d.]+, temporary [\d.]+\), more than the 0\.001 GiB it has; "
+        r"use more tensor or pipeline ranks, .*"
         r"parallel\.tensor = 1 \(default\), .*train\.recompute = \"none\" \(default\)$",
         problem,
     )

@@ -93,7 +93,8 @@ def save_with(monkeypatch, save, done: int) -> str:
     console = Console(file=io.StringIO(), width=400)
     monkeypatch.setattr(loop, "take_snapshot", lambda *arguments: None)
     monkeypatch.setattr(loop, "save_checkpoint", save)
-    plan = SimpleNamespace(num_steps=10, config=SimpleNamespace(checkpoint=SimpleNamespace(keep=2)))
+    settings = SimpleNamespace(keep=2, keep_every_steps=0)
+    plan = SimpleNamespace(num_steps=10, config=SimpleNamespace(checkpoint=settings))
     prepared = SimpleNamespace(checkpoints=Path("x"), plan=plan)
     loop._save(loop.TrainingRun(prepared, None, None, None, console, None), done, 1.0)  # type: ignore[arg-type]
     return console.file.getvalue()
