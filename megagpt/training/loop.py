@@ -14,8 +14,9 @@ from megagpt.training.evaluate import evaluate
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.recorder import Recorder
 from megagpt.training.run_trace import RunTrace
+from megagpt.training.signs import RankSigns, check_finite, gather_signs
 from megagpt.training.snapshot import take_snapshot
-from megagpt.training.totals import StepTotals, dropout_seed, reduce_num_loss_tokens, reduce_step_totals
+from megagpt.training.totals import StepTotals, dropout_seed, losses_finite, reduce_losses, reduce_num_loss_tokens
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def train(run: TrainingRun, first_step: int) -> None:
         step_seed = dropout_seed(seed, step, mesh.data_rank)
         losses = engine.forward_backward(micro_batches, loss_weight, step_seed, run.trace.of_step(step))
         engine.reduce_model_parallel_gradients()
-        totals = reduce_step_totals(losses, engine.local_gradients_finite(), step, mesh)
+        finite = losses_finite(losses), engine.local_gradients_finite()
+        signs = gather_signs(RankSigns(*finite, seconds=recorder.step_seconds()), mesh)
+        totals = reduce_losses(losses, mesh)
+        check_finite(signs, step)
         update = engine.update(plan.learning_rate(step))
         recorder.end_step(step, totals, update)
         run.trace.end_step(step)

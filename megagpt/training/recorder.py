@@ -38,9 +38,13 @@ class Recorder:
         """The clock of a step starts."""
         self._started = time.perf_counter()
 
+    def step_seconds(self) -> float:
+        """Seconds since this rank's step started."""
+        return time.perf_counter() - self._started
+
     def end_step(self, step: int, totals: StepTotals, update: UpdateResult) -> None:
         """The 0-based step is done; written every log.interval_steps and at the end."""
-        self._seconds += time.perf_counter() - self._started
+        self._seconds += self.step_seconds()
         batch = self._plan.step_batch(step)
         tokens = batch.num_sequences * self._plan.spec.sequence_length
         self._steps, self._tokens = self._steps + 1, self._tokens + tokens

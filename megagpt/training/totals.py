@@ -1,4 +1,4 @@
-"""The sums of one step over all ranks, reduced once and divided once; and the check that all of it is finite."""
+"""The sums of one step over all ranks, reduced once and divided once."""
 
 import hashlib
 import math
@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 from megagpt.data.batch import Batch
-from megagpt.errors import TrainingError
 from megagpt.kernels.dropout import mix
 from megagpt.parallel.mesh import Mesh
 from megagpt.parallel.schedule import TokenLoss
@@ -39,27 +38,9 @@ def reduce_num_loss_tokens(micro_batches: list[Batch], mesh: Mesh) -> int:
     return int(total)
 
 
-def reduce_step_totals(losses: list[TokenLoss], gradients_finite: bool, step: int, mesh: Mesh) -> StepTotals:
-    """Sum of a step's losses. Reduces over all ranks.
-
-    Raises TrainingError on every rank, naming the ranks, where a loss or gradient is not finite; the weights have not
-    been updated then. `step` counts from 0.
-    """
-    totals = reduce_losses(losses, mesh)
-    local_loss_finite = all(bool(torch.isfinite(loss.sum)) for loss in losses)
-    bad = torch.tensor([float(not local_loss_finite), float(not gradients_finite)], device=mesh.device)
-    gathered = torch.zeros(mesh.world_size, 2, device=mesh.device)
-    gathered[mesh.rank] = bad
-    dist.all_reduce(gathered)
-    for column, what in ((0, "loss"), (1, "gradient")):
-        ranks = gathered[:, column].nonzero().flatten().tolist()
-        if ranks:
-            raise TrainingError(
-                f"the {what} of step {step + 1} is not finite on rank {', '.join(map(str, ranks))}; training stopped "
-                "before the update. Lower train.lr, lengthen train.warmup_tokens, look at the data of this step with "
-                f"`megagpt data show RUN --step {step}`, or train in bf16 or fp32"
-            )
-    return totals
+def losses_finite(losses: list[TokenLoss]) -> bool:
+    """Whether every micro-batch's loss on this rank is finite."""
+    return all(bool(torch.isfinite(loss.sum)) for loss in losses)
 
 
 def reduce_losses(losses: list[TokenLoss], mesh: Mesh) -> StepTotals:
