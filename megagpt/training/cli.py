@@ -14,17 +14,17 @@ from megagpt.config_cli import CommandParser, config_arguments_help, split_argum
 from megagpt.config_file import load_config
 from megagpt.errors import ConfigError, MegagptError, no_rights
 from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
+from megagpt.training.exit_status import COMPLETE, INTERRUPTED, STOPPED, USER_ERROR
 
 _PIPE_WIDTH = 160
 _TURN_SECONDS = 5.0
-_USER_ERROR, _STOPPED, _INTERRUPTED = 2, 3, 130
 
 
 def main(argv: list[str]) -> int:
     """Train; 0 when the run is complete, 2 after a user's error, 3 where training had to stop, 130 interrupted."""
     rank = launched_rank()
     console = Console(quiet=rank != 0, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    status = _USER_ERROR
+    status = USER_ERROR
     try:
         own, config_arguments = split_arguments(argv)
         options, unknown = _parser().parse_known_args([word for word in own if not word.startswith("--local_rank")])
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         prepared = prepare_run(loaded, launched_world_size())
         from megagpt.training.session import describe_start, run_training
 
-        status = _STOPPED
+        status = STOPPED
         describe_start(prepared, console)
         run_training(prepared, console, options.trace)
     except (MegagptError, PermissionError) as raised:
@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         if rank == 0:
             print("interrupted; the same command continues from the latest checkpoint", file=sys.stderr)
-        return _INTERRUPTED
-    return 0
+        return INTERRUPTED
+    return COMPLETE
 
 
 def _wait_for_turn(rank: int) -> None:
