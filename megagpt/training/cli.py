@@ -7,6 +7,7 @@ starts, then training. What a configuration gets wrong is said before anything s
 import argparse
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from megagpt.config_file import load_config
 from megagpt.errors import ConfigError, MegagptError, no_rights
 from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
 from megagpt.training.exit_status import COMPLETE, INTERRUPTED, STOPPED, USER_ERROR
+from megagpt.training.run_session import RunSession
 
 _PIPE_WIDTH = 160
 _TURN_SECONDS = 5.0
@@ -35,12 +37,15 @@ def main(argv: list[str]) -> int:
 
         from megagpt.training.prepare import prepare_run
 
-        prepared = prepare_run(loaded, launched_world_size())
-        from megagpt.training.session import describe_start, run_training
+        with RunSession(Path(loaded.config.run.folder), console, rank) as session:
+            session.take_lock()
+            prepared = prepare_run(loaded, launched_world_size())
+            from megagpt.training.session import describe_start, run_training
 
-        status = STOPPED
-        describe_start(prepared, console)
-        run_training(prepared, console, options.trace)
+            session.start(prepared)
+            status = STOPPED
+            describe_start(prepared, console)
+            run_training(prepared, console, session, options.trace)
     except (MegagptError, PermissionError) as raised:
         error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         _wait_for_turn(rank)

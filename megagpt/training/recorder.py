@@ -14,6 +14,7 @@ from megagpt.training.metrics import (
     StepRecord,
     perplexity,
 )
+from megagpt.training.run_state import StateWriter
 from megagpt.training.totals import StepTotals
 
 
@@ -26,10 +27,14 @@ class Recorder:
         sinks: list[MetricsSink],
         peak_tflops: float | None,
         on_trouble: Callable[[str], None],
+        state: StateWriter | None = None,
     ) -> None:
-        """`on_trouble` is told where a sink cannot write, as on a full disk; the run goes on."""
+        """`on_trouble` is told where a sink cannot write, as on a full disk; the run goes on.
+
+        `state`: of rank 0, kept near the truth.
+        """
         self._on_trouble = on_trouble
-        self._plan, self._sinks, self._peak_tflops = plan, sinks, peak_tflops
+        self._plan, self._sinks, self._peak_tflops, self._state = plan, sinks, peak_tflops, state
         self._steps = self._tokens = 0
         self._seconds = 0.0
         self._started = time.perf_counter()
@@ -49,6 +54,8 @@ class Recorder:
         tokens = batch.num_sequences * self._plan.spec.sequence_length
         self._steps, self._tokens = self._steps + 1, self._tokens + tokens
         done = step + 1
+        if self._state is not None:
+            self._state.step_done(done, totals.loss)
         if done % self._plan.config.log.interval_steps and done != self._plan.num_steps:
             return
         rate = self._tokens / self._seconds
@@ -68,6 +75,8 @@ class Recorder:
         )
         self._steps = self._tokens = 0
         self._seconds = 0.0
+        if self._state is not None:
+            self._state.measured(record.tokens_per_second, record.seconds_per_step)
         self._write(record)
 
     def evaluated(

@@ -7,26 +7,29 @@ import os
 import warnings
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 
 from megagpt.parallel.agree import on_every_rank
-from megagpt.parallel.mesh import build_mesh, destroy_mesh
+from megagpt.parallel.mesh import Mesh, build_mesh, destroy_mesh
 from megagpt.plan import RunPlan
 from megagpt.plan_layout import describe_axes
 from megagpt.training.build import build_engine
 from megagpt.training.data import describe_data
 from megagpt.training.devices import device_name, peak_tflops
 from megagpt.training.loop import TrainingRun, train
-from megagpt.training.metrics import MetricsSink, open_sinks, write_run_config
+from megagpt.training.metrics import MetricsSink, open_sinks
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.recorder import Recorder
 from megagpt.training.resume import load_engine
+from megagpt.training.run_environment import RankPlace, this_host
+from megagpt.training.run_session import RunSession
 from megagpt.training.run_trace import TRACE_FILE, RunTrace, traced_steps
 from megagpt.training.snapshot import checkpoint_layout
 from megagpt.training.terminal import TerminalSink
 
 
-def run_training(prepared: PreparedRun, console: Console, trace: bool = False) -> None:
+def run_training(prepared: PreparedRun, console: Console, session: RunSession, trace: bool = False) -> None:
     """Start the ranks, build the model, continue from the checkpoint if there is one, and train to the end.
 
     `trace`: write RUN/trace.json, what every rank did in two of the first steps.
@@ -40,6 +43,7 @@ def run_training(prepared: PreparedRun, console: Console, trace: bool = False) -
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     layout = plan.layout
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context)
+    session.write_environment(_gather_places(mesh), torch.version.cuda)
     engine = build_engine(plan, mesh)
     if prepared.resume_from:
         load_engine(engine, *prepared.resume_from)
@@ -50,7 +54,7 @@ def run_training(prepared: PreparedRun, console: Console, trace: bool = False) -
         console.print(
             f"no MFU: the dense {plan.config.train.precision} peak of {name} is not in the table", highlight=False
         )
-    recorder = Recorder(plan, sinks, peak, lambda trouble: _print_trouble(console, trouble))
+    recorder = Recorder(plan, sinks, peak, lambda trouble: _print_trouble(console, trouble), session.state)
     steps = traced_steps(first_step, plan.num_steps) if trace else range(0)
     run_trace = RunTrace(mesh, steps, prepared.folder / TRACE_FILE, console)
     try:
@@ -61,11 +65,16 @@ def run_training(prepared: PreparedRun, console: Console, trace: bool = False) -
 
 
 def _open_sinks(prepared: PreparedRun, console: Console, first_step: int) -> list[MetricsSink]:
-    """Writes the run's configuration beside what it makes, and opens every place where records go. Rank 0 only."""
+    """Opens every place where records go. Rank 0 only."""
     folder, plan = prepared.folder, prepared.plan
-    folder.mkdir(parents=True, exist_ok=True)
-    write_run_config(folder, plan.config)
     return [*open_sinks(folder, plan.config, first_step), TerminalSink(console, plan.num_steps, first_step)]
+
+
+def _gather_places(mesh: Mesh) -> list[RankPlace]:
+    """Where every rank runs. Gathers over all ranks."""
+    places: list[RankPlace | None] = [None] * mesh.world_size
+    dist.all_gather_object(places, RankPlace(this_host(), device_name(mesh.device)))
+    return [place for place in places if place is not None]
 
 
 def _print_trouble(console: Console, trouble: str) -> None:

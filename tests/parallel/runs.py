@@ -12,6 +12,7 @@ from megagpt.data.builder import build_dataset
 from megagpt.tokenizer import load_tokenizer
 from megagpt.tokenizer.train import TokenizerSettings, train_sentencepiece
 from megagpt.training.prepare import PreparedRun, prepare_run
+from megagpt.training.run_session import RunSession
 
 _WORDS = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜金生丽水玉出昆冈"
 
@@ -55,9 +56,16 @@ def prepare_small(arguments: list[str]) -> PreparedRun:
 
 def train_rank(arguments: list[str]) -> None:
     """Train one rank in this process, as `megagpt train` does."""
+    run_prepared(prepare_small(arguments), Console(quiet=True))
+
+
+def run_prepared(prepared: PreparedRun, console: Console, trace: bool = False) -> None:
+    """One rank's session of a prepared run, with its record in the run folder."""
     from megagpt.training.session import run_training
 
-    run_training(prepare_small(arguments), Console(quiet=True))
+    with RunSession(prepared.folder, console, int(os.environ.get("RANK", "0"))) as session:
+        session.start(prepared)
+        run_training(prepared, console, session, trace)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

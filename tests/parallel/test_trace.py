@@ -18,7 +18,7 @@ from megagpt.training.build import build_engine
 from megagpt.training.totals import reduce_losses, reduce_num_loss_tokens
 from tests.parallel.cases import fingerprint, global_batch, micro_batches, rows, small_plan
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, train_rank
+from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, run_prepared, train_rank
 
 
 def traced_orders(arguments: list[str], counts: list[int]) -> dict[tuple[int, bool], list[Pass]]:
@@ -106,10 +106,8 @@ def test_tracing_changes_no_bit(arguments: list[str], num_passes: int) -> None:
 
 def train_traced(arguments: list[str]) -> str:
     """One rank of `megagpt train --trace`; returns what it printed."""
-    from megagpt.training.session import run_training
-
     console = Console(record=True, width=200, file=open(os.devnull, "w"), quiet=os.environ["RANK"] != "0")  # noqa: SIM115
-    run_training(prepare_small(arguments), console, trace=True)
+    run_prepared(prepare_small(arguments), console, trace=True)
     return console.export_text()
 
 

@@ -135,7 +135,8 @@ def test_the_flag_reaches_the_session(flags, monkeypatch):
     seen = []
     monkeypatch.setattr("megagpt.training.prepare.prepare_run", lambda loaded, world_size: None)
     monkeypatch.setattr("megagpt.training.session.describe_start", lambda prepared, console: None)
-    monkeypatch.setattr("megagpt.training.session.run_training", lambda prepared, console, traced: seen.append(traced))
+    monkeypatch.setattr("megagpt.training.run_session.RunSession.start", lambda session, prepared: None)
+    monkeypatch.setattr("megagpt.training.session.run_training", lambda *arguments: seen.append(arguments[-1]))
     assert cli.main(["gpt3-base", *flags]) == 0
     assert seen == [bool(flags)]
 
