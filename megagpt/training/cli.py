@@ -17,13 +17,14 @@ from megagpt.errors import ConfigError, MegagptError, no_rights
 from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
 from megagpt.training.exit_status import COMPLETE, INTERRUPTED, STOPPED, USER_ERROR
 from megagpt.training.run_session import RunSession
+from megagpt.training.stop import StopSignals
 
 _PIPE_WIDTH = 160
 _TURN_SECONDS = 5.0
 
 
 def main(argv: list[str]) -> int:
-    """Train; 0 when the run is complete, 2 after a user's error, 3 where training had to stop, 130 interrupted."""
+    """Train. Returns an exit status of exit_status.py."""
     rank = launched_rank()
     console = Console(quiet=rank != 0, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     status = USER_ERROR
@@ -35,9 +36,10 @@ def main(argv: list[str]) -> int:
             raise ConfigError([unknown_argument(word, ["--trace", "--help"]) for word in flags])
         loaded = load_config(options.config, config_arguments)
 
-        from megagpt.training.prepare import prepare_run
+        # signals are heard before anything slow: ranks that were asked to stop do so together
+        with StopSignals() as stop, RunSession(Path(loaded.config.run.folder), console, rank) as session:
+            from megagpt.training.prepare import prepare_run
 
-        with RunSession(Path(loaded.config.run.folder), console, rank) as session:
             session.take_lock()
             prepared = prepare_run(loaded, launched_world_size())
             from megagpt.training.session import describe_start, run_training
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
             session.start(prepared)
             status = STOPPED
             describe_start(prepared, console)
-            run_training(prepared, console, session, options.trace)
+            run_training(prepared, console, session, stop, options.trace)
     except (MegagptError, PermissionError) as raised:
         error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         _wait_for_turn(rank)

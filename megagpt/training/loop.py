@@ -14,8 +14,9 @@ from megagpt.training.evaluate import evaluate
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.recorder import Recorder
 from megagpt.training.run_trace import RunTrace
-from megagpt.training.signs import RankSigns, check_finite, gather_signs
+from megagpt.training.signs import RankSigns, check_finite, gather_signs, stop_asked
 from megagpt.training.snapshot import take_snapshot
+from megagpt.training.stop import Stopped, StopSignals
 from megagpt.training.totals import StepTotals, dropout_seed, losses_finite, reduce_losses, reduce_num_loss_tokens
 
 
@@ -29,10 +30,12 @@ class TrainingRun:
     recorder: Recorder
     console: Console  # silent on other ranks than 0
     trace: RunTrace
+    stop: StopSignals
 
 
-def train(run: TrainingRun, first_step: int) -> None:
-    """Train from `first_step` updates done to the plan's end. Every rank calls it.
+def train(run: TrainingRun, first_step: int) -> Stopped | None:
+    """Train from `first_step` updates done to the plan's end, or until a signal asks a rank to stop: then all save
+    after that step, and what stopped them is returned. Every rank calls it.
 
     Raises TrainingError where a loss or gradient is not finite or copies of a weight differ, CheckpointError where the
     last save fails.
@@ -43,6 +46,8 @@ def train(run: TrainingRun, first_step: int) -> None:
     interval_steps = plan.config.parallel.check_replicas_interval_steps
     replicas = ReplicaCheck(engine.named_parameters, mesh, plan.layout.zero_stage, interval_steps)
     replicas.check_when_due(first_step)
+    if asked := stop_asked(gather_signs(RankSigns(True, True, run.stop.requested), mesh)):
+        return Stopped(asked, first_step, was_saved=False)
     for step in range(first_step, plan.num_steps):
         recorder.start_step()
         micro_batches = stream.micro_batches(plan.step_batch(step))
@@ -52,7 +57,7 @@ def train(run: TrainingRun, first_step: int) -> None:
         losses = engine.forward_backward(micro_batches, loss_weight, step_seed, run.trace.of_step(step))
         engine.reduce_model_parallel_gradients()
         finite = losses_finite(losses), engine.local_gradients_finite()
-        signs = gather_signs(RankSigns(*finite, seconds=recorder.step_seconds()), mesh)
+        signs = gather_signs(RankSigns(*finite, run.stop.requested, recorder.step_seconds()), mesh)
         totals = reduce_losses(losses, mesh)
         check_finite(signs, step)
         update = engine.update(plan.learning_rate(step))
@@ -62,8 +67,12 @@ def train(run: TrainingRun, first_step: int) -> None:
         replicas.check_when_due(done)
         if _due(done, plan.config.evaluation.interval_steps, plan.num_steps):
             _evaluate(run, done)
-        if _due(done, plan.config.checkpoint.interval_steps, plan.num_steps):
-            _save(run, done, totals.loss)
+        asked = stop_asked(signs)
+        if asked or _due(done, plan.config.checkpoint.interval_steps, plan.num_steps):
+            _save(run, done, totals.loss, is_last=bool(asked) or done == plan.num_steps)
+        if asked and done < plan.num_steps:
+            return Stopped(asked, done, was_saved=True)
+    return None
 
 
 def _due(done: int, interval: int, num_steps: int) -> bool:
@@ -84,15 +93,15 @@ def _evaluate(run: TrainingRun, done: int) -> None:
     run.recorder.evaluated(done, total, held_out.unigram_entropy)
 
 
-def _save(run: TrainingRun, done: int, loss: float) -> None:
-    """Save a checkpoint. A failed save is reported and training goes on, except at the end, where it is an error."""
+def _save(run: TrainingRun, done: int, loss: float, is_last: bool) -> None:
+    """Save a checkpoint. A failed save is reported and training goes on; the session's last one is an error."""
     prepared = run.prepared
     contents = take_snapshot(prepared, run.engine, done, loss)
     try:
         settings = prepared.plan.config.checkpoint
         folder = save_checkpoint(prepared.checkpoints, contents, run.mesh, settings.keep, settings.keep_every_steps)
     except CheckpointError as error:
-        if done == prepared.plan.num_steps:
+        if is_last:
             raise
         why = escape(str(error))
         run.console.print(

@@ -17,6 +17,7 @@ from megagpt.plan_layout import describe_axes
 from megagpt.training.build import build_engine
 from megagpt.training.data import describe_data
 from megagpt.training.devices import device_name, peak_tflops
+from megagpt.training.exit_status import COMPLETE
 from megagpt.training.loop import TrainingRun, train
 from megagpt.training.metrics import MetricsSink, open_sinks
 from megagpt.training.prepare import PreparedRun
@@ -26,12 +27,16 @@ from megagpt.training.run_environment import RankPlace, this_host
 from megagpt.training.run_session import RunSession
 from megagpt.training.run_trace import TRACE_FILE, RunTrace, traced_steps
 from megagpt.training.snapshot import checkpoint_layout
+from megagpt.training.stop import StopSignals
 from megagpt.training.terminal import TerminalSink
 
 
-def run_training(prepared: PreparedRun, console: Console, session: RunSession, trace: bool = False) -> None:
+def run_training(
+    prepared: PreparedRun, console: Console, session: RunSession, stop: StopSignals, trace: bool = False
+) -> None:
     """Start the ranks, build the model, continue from the checkpoint if there is one, and train to the end.
 
+    `stop`: listens already; all ranks save and end after the step in which it has heard a signal on one of them.
     `trace`: write RUN/trace.json, what every rank did in two of the first steps.
     """
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")  # about packages that are optional, and renamings
@@ -58,9 +63,12 @@ def run_training(prepared: PreparedRun, console: Console, session: RunSession, t
     steps = traced_steps(first_step, plan.num_steps) if trace else range(0)
     run_trace = RunTrace(mesh, steps, prepared.folder / TRACE_FILE, console)
     try:
-        train(TrainingRun(prepared, mesh, engine, recorder, console, run_trace), first_step)
+        stopped = train(TrainingRun(prepared, mesh, engine, recorder, console, run_trace, stop), first_step)
     finally:
         recorder.close()
+    if stopped is not None:
+        console.print(stopped.describe(), highlight=False)
+        session.end(stopped.reason(), COMPLETE)
     destroy_mesh()
 
 

@@ -3,6 +3,7 @@
 One sum over all ranks carries it, before the update, so that every rank decides the same.
 """
 
+import signal
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,11 @@ def gather_signs(signs: RankSigns, mesh: Mesh) -> list[RankSigns]:
     dist.all_reduce(gathered)
     rows = gathered.tolist()
     return [RankSigns(bool(loss), bool(gradients), int(stop), seconds) for loss, gradients, stop, seconds in rows]
+
+
+def stop_asked(signs: list[RankSigns]) -> str | None:
+    """Name of the signal that asked a rank to stop, the lowest rank's of several; None: no rank was asked."""
+    return next((signal.Signals(sign.stop_signal).name for sign in signs if sign.stop_signal), None)
 
 
 def check_finite(signs: list[RankSigns], step: int) -> None:

@@ -13,6 +13,7 @@ from megagpt.tokenizer import load_tokenizer
 from megagpt.tokenizer.train import TokenizerSettings, train_sentencepiece
 from megagpt.training.prepare import PreparedRun, prepare_run
 from megagpt.training.run_session import RunSession
+from megagpt.training.stop import StopSignals
 
 _WORDS = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜金生丽水玉出昆冈"
 
@@ -59,13 +60,16 @@ def train_rank(arguments: list[str]) -> None:
     run_prepared(prepare_small(arguments), Console(quiet=True))
 
 
-def run_prepared(prepared: PreparedRun, console: Console, trace: bool = False) -> None:
+def run_prepared(
+    prepared: PreparedRun, console: Console, trace: bool = False, signals: StopSignals | None = None
+) -> None:
     """One rank's session of a prepared run, with its record in the run folder."""
     from megagpt.training.session import run_training
 
-    with RunSession(prepared.folder, console, int(os.environ.get("RANK", "0"))) as session:
+    rank = int(os.environ.get("RANK", "0"))
+    with signals or StopSignals() as stop, RunSession(prepared.folder, console, rank) as session:
         session.start(prepared)
-        run_training(prepared, console, session, trace)
+        run_training(prepared, console, session, stop, trace)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

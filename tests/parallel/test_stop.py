@@ -1,0 +1,150 @@
+"""SIGTERM and SIGUSR1 on one of two ranks: both save the same step; the run that goes on is the unbroken one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from megagpt.checkpoint.read import find_checkpoint, read_model
+from megagpt.training.run_record import read_sessions
+from megagpt.training.stop import StopSignals
+from tests.parallel.harness import run_ranks
+from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, run_prepared, train_rank
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPT = str(REPOSITORY / "pretrain" / "pretrain_gpt.py")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two ranks that nothing stopped."""
+    folder = copied(data, tmp_path_factory.mktemp("unbroken") / "data")
+    run_ranks(2, train_rank, run_arguments(folder))
+    return folder
+
+
+def copied(data: Path, target: Path) -> Path:
+    shutil.copytree(data, target)
+    return target
+
+
+def assert_equal_runs(folder: Path, unbroken: Path) -> None:
+    assert read_metrics(folder) == read_metrics(unbroken)
+    left, right = read_model(folder / "run").parameters, read_model(unbroken / "run").parameters
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def train_with_signal(arguments: list[str], name: str, rank: int, call: int, number: int) -> str:
+    """A session in which `rank` gets a signal as it begins its `call`-th call (from 1) of a function of the session."""
+    from megagpt.training import loop, session
+
+    module: Any = session if hasattr(session, name) else loop
+    function: Callable[..., Any] = getattr(module, name)
+    calls = 0
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    stop = StopSignals()
+
+    def call_with_signal(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), number)
+            while not stop.requested:
+                time.sleep(0.001)
+        return function(*arguments, **options)
+
+    setattr(module, name, call_with_signal)
+    run_prepared(prepare_small(arguments), console, signals=stop)
+    return console.export_text().splitlines()[-1]
+
+
+MOMENTS = {
+    # function, which call of it, rank, signal; checkpoint that the session leaves (saves are due after steps 2, 4, 6)
+    "in a step after which nothing is due": ("losses_finite", 3, 1, signal.SIGUSR1, "step-00000003"),
+    "in a step after which a save is due": ("losses_finite", 4, 0, signal.SIGTERM, "step-00000004"),
+    "in an evaluation": ("_evaluate", 1, 1, signal.SIGTERM, "step-00000004"),
+    "in a save": ("_save", 1, 1, signal.SIGUSR1, "step-00000003"),
+    "in the first step": ("losses_finite", 1, 1, signal.SIGUSR1, "step-00000001"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_all_ranks_save_and_the_rest_is_the_unbroken_run(
+    data: Path, unbroken: Path, tmp_path: Path, moment: str
+) -> None:
+    name, call, rank, number, left = MOMENTS[moment]
+    folder = copied(data, tmp_path / "data")
+    said = run_ranks(2, train_with_signal, run_arguments(folder), name, rank, call, int(number))
+    wanted = f"stopped by {number.name} after step {int(left[-2:])}; the same command goes on from there"
+    assert said == [wanted] * 2
+    assert find_checkpoint(folder / "run").name == left
+    end = read_sessions(folder / "run")[-1].end
+    assert end is not None
+    assert (end.reason, end.status) == (f"signal {number.name} after step {int(left[-2:])}", 0)
+    run_ranks(2, train_rank, run_arguments(folder))
+    assert_equal_runs(folder, unbroken)
+
+
+def test_before_the_first_step_nothing_is_saved(data: Path, tmp_path: Path) -> None:
+    folder = copied(data, tmp_path / "data")
+    said = run_ranks(2, train_with_signal, run_arguments(folder), "build_engine", 1, 1, int(signal.SIGUSR1))
+    message = "stopped by SIGUSR1 before this session's first step; the same command goes on from there"
+    assert said == [message] * 2
+    assert not (folder / "run" / "checkpoints").exists()
+
+
+def test_in_the_last_step_the_run_is_complete(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    folder = copied(data, tmp_path / "data")
+    said = run_ranks(2, train_with_signal, run_arguments(folder), "losses_finite", 0, 6, int(signal.SIGTERM))
+    assert "stopped" not in said[0]
+    assert_equal_runs(folder, unbroken)
+
+
+def launched(folder: Path, *flags: str) -> subprocess.Popen[str]:
+    """The run under torchrun, with two ranks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", *flags]
+    (folder / "small.toml").write_text("", encoding="utf-8")
+    command = [*launcher, "--nproc-per-node", "2", SCRIPT, str(folder / "small.toml"), *run_arguments(folder, *LONG)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+
+
+LONG = ("--train.steps=200", "--evaluation.interval_steps=0", "--checkpoint.interval_steps=0")
+
+
+def test_sigterm_to_torchrun_ends_in_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    """torchrun hands it on and waits for its ranks; started again, the run's losses are the unbroken one's."""
+    folder, whole = copied(data, tmp_path / "broken"), copied(data, tmp_path / "whole")
+    process = launched(folder)
+    metrics = folder / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 5) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert "stopped by SIGTERM after step" in printed, printed
+    done = len(read_metrics(folder))
+    assert 5 <= done < 200
+    assert find_checkpoint(folder / "run").name == f"step-{done:08}"
+    run_ranks(2, train_rank, run_arguments(folder, *LONG))
+    run_ranks(2, train_rank, run_arguments(whole, *LONG))
+    assert_equal_runs(folder, whole)
