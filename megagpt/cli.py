@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "tokenizer": Command("train a tokenizer on a corpus", "megagpt.tokenizer.cli", has_subverbs=True),
     "data": Command("sample corpora; build and inspect datasets", "megagpt.data.cli", has_subverbs=True),
     "train": Command("train a configuration, or continue where it stopped", "megagpt.training.cli", "main"),
+    "launch": Command("start a run with torchrun or DeepSpeed, or as a SLURM job", "megagpt.launch.cli", "main"),
     "evaluate": Command("loss of a checkpoint on held-out text", "megagpt.training.evaluate_cli", "main"),
     "generate": Command("text from a checkpoint", "megagpt.inference.cli"),
     "export": Command("a checkpoint for other software", "megagpt.export.cli"),

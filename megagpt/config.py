@@ -219,6 +219,11 @@ class ParallelSection(Section):
     nvme_folder: str | None = Field(
         default=None, min_length=1, description='folder on a local disk for offload_parameters = "nvme"'
     )
+    elastic: bool = Field(
+        default=False,
+        description="where the layout does not fit the number of ranks, train on the nearest that does, with the same "
+        "batch; false: refuse",
+    )
     check_replicas_interval_steps: int = Field(
         default=100, ge=0, description="steps between checks that copies of weights are equal on all ranks; 0: never"
     )

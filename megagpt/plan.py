@@ -4,7 +4,7 @@ In: a LoadedConfig, the number of GPUs, the tokenizer's vocabulary. Out: a froze
 Pure: no file, GPU or process group is touched, and nothing is assigned onto the config.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megagpt.config import RunConfig
 from megagpt.config_file import LoadedConfig
@@ -26,6 +26,7 @@ from megagpt.plan_checks import (
 from megagpt.plan_checks_batch import check_batches
 from megagpt.plan_checks_data import check_data
 from megagpt.plan_checks_layout import check_context, check_offload, check_zero
+from megagpt.plan_elastic import nearest_plan
 from megagpt.plan_layout import Layout, StagePlan, balanced_layers, make_layout
 from megagpt.plan_memory import GIB, GpuMemory, estimate_memory, rank_parameters
 from megagpt.training.lr import learning_rate
@@ -99,14 +100,28 @@ class RunPlan:
 def make_plan(
     loaded: LoadedConfig, num_gpus: int, tokenizer_vocab_size: int | None, gpu_memory_gib: float | None = None
 ) -> RunPlan:
-    """The plan of a run on `num_gpus` ranks.
+    """The plan of a run on `num_gpus` ranks; with parallel.elastic, on the nearest layout that works on so many.
 
     `tokenizer_vocab_size` None: the tokenizer is not known, and model.vocab_size must say. `gpu_memory_gib`: the
     memory of one GPU, if it is to be checked. Raises ConfigError with every problem found.
     """
-    config = loaded.config
     if num_gpus < 1:
         raise ConfigError(f"a run needs at least 1 GPU or rank, not {num_gpus}")
+
+    def attempt(candidate: LoadedConfig, count: int) -> RunPlan:
+        return _plan_as_configured(candidate, count, tokenizer_vocab_size, gpu_memory_gib)
+
+    if not loaded.config.parallel.elastic:
+        return attempt(loaded, num_gpus)
+    plan, changes = nearest_plan(loaded, num_gpus, attempt)
+    return replace(plan, notes=(*changes, *plan.notes))
+
+
+def _plan_as_configured(
+    loaded: LoadedConfig, num_gpus: int, tokenizer_vocab_size: int | None, gpu_memory_gib: float | None
+) -> RunPlan:
+    """The plan of the layout that the configuration has. Raises ConfigError with every problem found."""
+    config = loaded.config
     vocab_size = config.model.vocab_size if config.model.vocab_size is not None else tokenizer_vocab_size
     world_problems = check_world(loaded, num_gpus, vocab_size)
     ranks_a_batch = config.parallel.tensor * config.parallel.context * config.parallel.pipeline

@@ -71,8 +71,9 @@ def plan_on_cluster(
     except ConfigError as error:
         problems += error.problems
     count = num_gpus if num_gpus is not None else loaded.config.cluster.num_gpus
+    memory_gib = gpu_memory_gib if problems or gpu_memory_gib is not None else elastic_memory_gib(loaded)
     try:
-        plan = make_plan(loaded, 1 if count is None else count, tokenizer_vocab_size, gpu_memory_gib)
+        plan = make_plan(loaded, 1 if count is None else count, tokenizer_vocab_size, memory_gib)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     if gpu is not None and gpu_memory_gib is None and not fits(plan, gpu):
@@ -84,6 +85,12 @@ def plan_on_cluster(
     if problems:
         raise ConfigError(problems)
     return plan
+
+
+def elastic_memory_gib(loaded: LoadedConfig) -> float | None:
+    """What a layout that parallel.elastic finds may take of a GPU's memory; None: not known, or not elastic."""
+    gpu = find_gpu(loaded)
+    return MEMORY_SHARE * gpu.memory_gib if gpu is not None and loaded.config.parallel.elastic else None
 
 
 def fits(plan: RunPlan, gpu: GpuType) -> bool:

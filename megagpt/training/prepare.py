@@ -16,6 +16,7 @@ from megagpt.environment import check_apex, check_megatron, check_upstream, chec
 from megagpt.errors import CheckpointError, ConfigError
 from megagpt.parallel.launcher import launched_rank
 from megagpt.plan import RunPlan, make_plan
+from megagpt.plan_gpus import elastic_memory_gib
 from megagpt.tokenizer import Tokenizer, load_tokenizer
 from megagpt.training.data import RunData, Validation, prepare_data
 from megagpt.training.run_folder import check_nvme_folder, check_run_folder
@@ -65,8 +66,11 @@ class PreparedRun:
         )
 
 
-def prepare_run(loaded: LoadedConfig, num_ranks: int) -> PreparedRun:
-    """Read and check all of a run. Raises ConfigError, DataError or CheckpointError."""
+def prepare_run(loaded: LoadedConfig, num_ranks: int, elsewhere: bool = False) -> PreparedRun:
+    """Read and check all of a run. Raises ConfigError, DataError or CheckpointError.
+
+    `elsewhere`: other machines will train, so that this one's local disk is not looked at.
+    """
     check_apex()
     check_megatron()
     check_upstream()
@@ -80,7 +84,8 @@ def prepare_run(loaded: LoadedConfig, num_ranks: int) -> PreparedRun:
     ]
     tokenizer = load_tokenizer(config.tokenizer.path) if config.tokenizer.path else None
     try:
-        plan = make_plan(loaded, num_ranks, tokenizer.vocab_size if tokenizer else None)
+        vocab_size = tokenizer.vocab_size if tokenizer else None
+        plan = make_plan(loaded, num_ranks, vocab_size, elastic_memory_gib(loaded))
     except ConfigError as error:
         raise ConfigError(missing + error.problems) from None
     if missing:
@@ -91,7 +96,8 @@ def prepare_run(loaded: LoadedConfig, num_ranks: int) -> PreparedRun:
     data = prepare_data(plan, tokenizer, resume)
     if resume is None or resume[1].step < plan.num_steps:  # a run that is complete writes nothing
         check_run_folder(loaded, plan)
-        check_nvme_folder(loaded, plan)
+        if not elsewhere:
+            check_nvme_folder(loaded, plan)
     return PreparedRun(plan, tokenizer, data, identity, resume)
 
 

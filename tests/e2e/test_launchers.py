@@ -144,7 +144,7 @@ def test_slurm(checkout: Checkout, by_torchrun: list[dict[str, Any]]) -> None:
         try:
             nodes = ("--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1", "--time=5")
             # the first job of every SLURM would take the same port, also where these tests run twice
-            nodes += (f"--export=ALL,MASTER_PORT={free_port()}",)
+            nodes += (f"--export=ALL,HEALTH=0,MASTER_PORT={free_port()}",)
             submitted = lab.run(
                 *("sbatch", *nodes, "--output=job.log", "launch/slurm.sbatch", *checkout.arguments("slurm")),
                 cwd=checkout.folder,
@@ -231,7 +231,7 @@ def test_a_hostfile_that_cannot_work_is_refused(checkout: Checkout, hosts: str |
     [
         ("torchrun.sh", "bash launch/torchrun.sh CONFIG"),
         ("deepspeed.sh", "bash launch/deepspeed.sh CONFIG"),
-        ("slurm.sbatch", "sbatch launch/slurm.sbatch CONFIG"),
+        ("slurm.sbatch", "sbatch --nodes 4 launch/slurm.sbatch CONFIG"),
     ],
 )
 def test_without_arguments_the_usage_is_shown(checkout: Checkout, script: str, usage: str) -> None:

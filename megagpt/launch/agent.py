@@ -1,0 +1,112 @@
+"""`python -m megagpt.launch.agent [--report FOLDER] TORCHRUN_ARGUMENTS...`: torchrun on one node, and what it lacks.
+
+torchrun ends with 1 whatever its ranks ended with, dies of SIGUSR1, and kills ranks that save for longer than 30 s
+after a signal. Here the ranks' exit status is passed on and written into FOLDER; SIGUSR1 and the first SIGTERM go to
+the ranks, and the agent waits for them. Knows nothing of SLURM or of training.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from megagpt.durable import write_whole
+from megagpt.launch.restarts import status_of_ranks
+from megagpt.training.exit_status import RESTART
+
+_SHUTDOWN_SECONDS = 600  # for ranks to save, where torchrun stops them as a node joins
+
+
+class RankEnd(NamedTuple):
+    """How one rank of this node ended; a negative status is the signal that killed it."""
+
+    rank: int
+    status: int
+
+
+class NodeReport(NamedTuple):
+    """The ranks of a node that failed."""
+
+    node: str
+    ends: tuple[RankEnd, ...]
+
+
+def main(argv: list[str]) -> int:
+    """Run torchrun; 0 where all ranks of this node ended well, else what `status_of_ranks` says of them."""
+    folder = None
+    if argv[:1] == ["--report"]:
+        folder, argv = Path(argv[1]), argv[2:]
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    known = run.get_args_parser().format_help()
+    # from torch 2.9 or so; before, torchrun's own handling of SIGTERM gives ranks 30 s
+    options = [("--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT"), ("--shutdown-timeout", str(_SHUTDOWN_SECONDS))]
+    argv = [*(word for option in options if option[0] in known for word in option), *argv]
+    signal.signal(signal.SIGUSR1, _pass_on)
+    signal.signal(signal.SIGTERM, _pass_on)
+    try:
+        run.main(argv)
+    except ChildFailedError as error:
+        ends = tuple(RankEnd(rank, failure.exitcode) for rank, failure in sorted(error.failures.items()))
+        if folder is not None:
+            write_report(folder, NodeReport(this_node(), ends))
+        print(error, file=sys.stderr)
+        return status_of_ranks(end.status for end in ends)
+    except SignalException as error:
+        print(f"stopped by {error.sigval.name}", file=sys.stderr)
+        return RESTART
+    return 0
+
+
+def this_node() -> str:
+    """The name by which SLURM, or this machine itself, calls it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def write_report(folder: Path, report: NodeReport) -> None:
+    """FOLDER/NODE.json, all of it or nothing."""
+    write_whole(folder / f"{report.node}.json", json.dumps({"node": report.node, "ends": report.ends}) + "\n")
+
+
+def read_reports(folder: Path) -> list[NodeReport]:
+    """What the nodes' agents wrote, sorted by node."""
+    reports = []
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        reports.append(NodeReport(report["node"], tuple(RankEnd(*end) for end in report["ends"])))
+    return reports
+
+
+def _pass_on(number: int, _frame: FrameType | None) -> None:
+    """Hand a signal to the ranks. SIGTERM once: at the second one torchrun ends them and itself."""
+    if number == signal.SIGTERM:
+        signal.signal(signal.SIGTERM, _stop)
+    for pid in _children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(RESTART)
+
+
+def _children() -> Iterable[int]:
+    """The processes that this one started; torchrun starts its ranks and nothing else."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[1]) == os.getpid():
+                yield int(path.parent.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
