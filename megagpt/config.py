@@ -253,9 +253,10 @@ class CheckpointSection(Section):
     keep_every_steps: int = Field(
         default=0, ge=0, description="checkpoints of every so many steps are never removed; 0: all but the newest are"
     )
-    resume: Literal["auto", "never"] = Field(
+    resume: Literal["auto", "latest", "never"] = Field(
         default="auto",
-        description="auto: continue from the folder's latest checkpoint; never: refuse to start where one exists",
+        description="auto: continue from the folder's newest checkpoint that is whole, if it has one; latest: from the "
+        "latest or not at all; never: refuse to start where one exists",
     )
 
 

@@ -30,6 +30,10 @@ class CheckpointError(MegagptError):
     """A checkpoint that is missing, damaged, or of another model or layout."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint of which a part is missing or not what was written: another one may be whole."""
+
+
 class TrainingError(MegagptError):
     """Training that must not go on, such as a loss or gradient that is not finite."""
 

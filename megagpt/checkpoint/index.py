@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megagpt.checkpoint.pieces import MASTER, Cut, num_slices, slice_size
-from megagpt.errors import CheckpointError
+from megagpt.errors import CheckpointError, DamagedCheckpointError
 from megagpt.model.names import ParameterInfo
 
 INDEX_NAME = "index.json"
@@ -46,7 +46,7 @@ class Index(NamedTuple):
             pieces = {name: [Place(*map(int, place)) for place in places] for name, places in values["pieces"].items()}
             return cls(int(values["tensor_ranks"]), pieces)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{where} is damaged: {error}; use another checkpoint") from None
+            raise DamagedCheckpointError(f"{where} is damaged: {error}; use another checkpoint") from None
 
     def cut(self, place: Place, info: ParameterInfo) -> Cut:
         """Where a piece lies in its parameter."""
@@ -82,14 +82,14 @@ def check_index(index: Index, infos: dict[str, ParameterInfo], where: Path) -> N
         slices = num_slices(info, index.tensor_ranks)
         cut = 0 if info.split_dim is None else info.shape[info.split_dim]
         if index.tensor_ranks < 1 or cut % slices:
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"{where} divides {name} of shape {info.shape} over {slices} tensor ranks; use another checkpoint"
             )
         size = slice_size(info, slices)
         held: list[list[Place]] = [[] for _ in range(slices)]
         for place in index.pieces.get(name, []):
             if not (0 <= place.tensor_slice < slices and 0 <= place.start < place.stop <= size):
-                raise CheckpointError(
+                raise DamagedCheckpointError(
                     f"{where}: {name} has no elements {place.start} to {place.stop - 1} in slice {place.tensor_slice}: "
                     f"there are {slices} slices of {size} elements; use another checkpoint"
                 )
@@ -102,11 +102,11 @@ def _check_slice(what: str, places: list[Place], size: int, number: int, where: 
     ends = [Place(-1, number, 0, 0), *sorted(places, key=lambda place: place.start), Place(-1, number, size, size)]
     for before, after in pairwise(ends):
         if before.stop < after.start:
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"{where} holds no elements {before.stop} to {after.start - 1} of {what}; it is not whole"
             )
         if before.stop > after.start:
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"{where}: ranks {before.rank} and {after.rank} both hold elements {after.start} to "
                 f"{min(before.stop, after.stop) - 1} of {what}; use another checkpoint"
             )

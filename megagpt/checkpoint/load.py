@@ -1,4 +1,4 @@
-"""Coming back from a checkpoint: is there one, does it belong to this run, and each rank's part of it.
+"""Coming back from a checkpoint: does it belong to this run, and each rank's part of it.
 
 The layout may differ from the one that wrote it. The checks against the run need no process group, so that they happen
 before one starts.
@@ -7,9 +7,9 @@ before one starts.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megagpt.checkpoint.manifest import FORMAT_VERSION, LATEST_NAME, Manifest, check_file
+from megagpt.checkpoint.manifest import FORMAT_VERSION, Manifest, check_file
 from megagpt.checkpoint.pieces import Piece
-from megagpt.checkpoint.read import find_checkpoint, read_manifest
+from megagpt.checkpoint.read import read_manifest
 from megagpt.checkpoint.state import StateReader
 from megagpt.errors import CheckpointError
 from megagpt.model.spec import ModelSpec
@@ -22,11 +22,6 @@ class RunIdentity(NamedTuple):
     precision: str
     seed: int
     tokenizer_fingerprint: str | None
-
-
-def latest_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None where it has none yet."""
-    return find_checkpoint(checkpoints) if (checkpoints / LATEST_NAME).is_file() else None
 
 
 def check_belongs(folder: Path, run: RunIdentity) -> Manifest:
@@ -52,11 +47,17 @@ def check_belongs(folder: Path, run: RunIdentity) -> Manifest:
 
 
 def verify_share(folder: Path, manifest: Manifest, rank: int, num_ranks: int) -> None:
-    """Check the hashes of every `num_ranks`-th file of a checkpoint's state, from the `rank`-th on.
+    """Check the hashes of a rank's share of a checkpoint's files. Raises DamagedCheckpointError naming a bad one.
 
-    All ranks together read each file once. Raises CheckpointError naming a damaged or missing file.
+    All ranks together read each file once; on the layout that saved, a rank reads those that it wrote, so that what it
+    loads next is in its machine's memory already.
     """
-    for file in StateReader(folder, manifest).files()[rank::num_ranks]:
+    files = StateReader(folder, manifest).files_by_rank()
+    if len(files) >= num_ranks:
+        mine = [file for written in files[rank::num_ranks] for file in written]
+    else:
+        mine = [file for written in files for file in written][rank::num_ranks]
+    for file in mine:
         check_file(folder, file, manifest.files[file], verify_hash=True)
 
 

@@ -16,13 +16,16 @@ Knows nothing of torch.distributed.
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megagpt.data.blend_history import Phase, phases_from_json
 from megagpt.durable import flush_folder
-from megagpt.errors import CheckpointError
+from megagpt.errors import CheckpointError, DamagedCheckpointError
 from megagpt.model.spec import ModelSpec
 from megagpt.plan_layout import describe_axes
 from megagpt.tokenizer import TokenizerKind
@@ -33,8 +36,11 @@ OLDEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.toml"
 LATEST_NAME = "latest"
+_USE_ANOTHER = "use another checkpoint"
 PRECISIONS = ("fp32", "bf16", "fp16")
 _HASH_CHUNK_BYTES = 1 << 22
+_STEP_FOLDER = re.compile(r"step-(\d{8,})", re.ASCII)
+_OWN_HASH = re.compile(r'\A\{\n  "sha256": "([0-9a-f]{64})",\n')  # how a manifest begins; of all that comes after it
 
 
 @dataclass(frozen=True)
@@ -108,17 +114,28 @@ class Manifest:
     phases: tuple[Phase, ...] = ()  # what the run was trained on, from its first sample; empty: not recorded
 
     def to_json(self) -> str:
-        """The text of manifest.json."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        """The text of manifest.json. Its first entry is the hash of all that follows it."""
+        rest = json.dumps(asdict(self), indent=2, ensure_ascii=False).removeprefix("{\n") + "\n"
+        return f'{{\n  "sha256": "{_hash_of(rest)}",\n{rest}'
 
     @classmethod
     def from_json(cls, text: str, where: Path) -> "Manifest":
-        """The manifest that `to_json` wrote. Raises CheckpointError naming the file and what is wrong with it."""
+        """The manifest that `to_json` wrote. Raises CheckpointError naming the file and what is wrong with it.
+
+        That is a DamagedCheckpointError where the file is not as it was written. Earlier manifests have no hash.
+        """
+        begin = _OWN_HASH.match(text)
+        if not begin and "sha256" in text.partition(",")[0]:
+            raise DamagedCheckpointError(f"{where} is damaged: its own hash is not as it was written; {_USE_ANOTHER}")
+        if begin and _hash_of(text[begin.end() :]) != begin[1]:
+            raise DamagedCheckpointError(f"{where} is damaged: its hash differs from its content's; {_USE_ANOTHER}")
         try:
             values: dict[str, Any] = json.loads(text)
             version = values["format_version"]
+            if begin:
+                del values["sha256"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{where} is not a checkpoint manifest ({error}); use another checkpoint") from None
+            raise DamagedCheckpointError(f"{where} is not a checkpoint manifest ({error}); {_USE_ANOTHER}") from None
         if not isinstance(version, int) or not OLDEST_VERSION <= version <= FORMAT_VERSION:
             raise CheckpointError(
                 f"{where} has format version {version}, this megagpt reads {OLDEST_VERSION} to {FORMAT_VERSION}; "
@@ -130,9 +147,9 @@ class Manifest:
                 "use the megagpt that wrote it, or a newer one"
             )
         if values.get("precision") not in PRECISIONS:
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"{where} is damaged: its precision is {values.get('precision')!r}, none of {', '.join(PRECISIONS)}; "
-                "use another checkpoint"
+                f"{_USE_ANOTHER}"
             )
         try:
             values["spec"] = ModelSpec.from_dict(values["spec"])
@@ -142,11 +159,15 @@ class Manifest:
             values["phases"] = phases_from_json(values.get("phases", []))
             return cls(**values)
         except (TypeError, KeyError, AttributeError, CheckpointError) as error:
-            raise CheckpointError(f"{where} is damaged: {error}; use another checkpoint") from None
+            raise DamagedCheckpointError(f"{where} is damaged: {error}; {_USE_ANOTHER}") from None
         except AssertionError as error:  # of ModelSpec
-            raise CheckpointError(
-                f"{where} is damaged: its model's sizes do not fit together {error}; use another checkpoint"
+            raise DamagedCheckpointError(
+                f"{where} is damaged: its model's sizes do not fit together {error}; {_USE_ANOTHER}"
             ) from None
+
+
+def _hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _optimizer_progress(values: dict[str, Any] | None) -> OptimizerProgress | None:
@@ -156,9 +177,27 @@ def _optimizer_progress(values: dict[str, Any] | None) -> OptimizerProgress | No
     return OptimizerProgress(**values, loss_scale=None if scale is None else LossScale(**scale))
 
 
+def parse_step(name: str) -> int | None:
+    """The step of a checkpoint folder's name, or None where it is no such name."""
+    match = _STEP_FOLDER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def step_folder(step: int) -> str:
     """Name of the checkpoint folder of a step."""
     return f"step-{step:08d}"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within, a file that cannot be read is damage; one that this user may not read is a CheckpointError alone."""
+    try:
+        yield
+    except PermissionError as error:
+        raise CheckpointError(f"{error.filename or path} may not be read by this user; give it the rights") from None
+    except OSError as error:
+        where, why = error.filename or path, error.strerror or error
+        raise DamagedCheckpointError(f"{where} cannot be read ({why}); {_USE_ANOTHER}") from None
 
 
 def hash_file(digest: "hashlib._Hash", path: Path) -> None:
@@ -176,15 +215,19 @@ def file_record(path: Path) -> FileRecord:
 
 
 def check_file(folder: Path, name: str, record: FileRecord, verify_hash: bool) -> None:
-    """Raise CheckpointError unless the file is there, has its size and, if asked, its hash."""
+    """Raise DamagedCheckpointError unless the file is there, has its size and, if asked, its hash."""
     path = folder / name
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing; the checkpoint is not whole, use another one")
-    size = path.stat().st_size
-    if size != record.num_bytes:
-        raise CheckpointError(f"{path} has {size} bytes, its manifest says {record.num_bytes}; use another checkpoint")
-    if verify_hash and file_record(path).sha256 != record.sha256:
-        raise CheckpointError(f"{path} is damaged: its hash differs from its manifest's; use another checkpoint")
+    with reading(path):
+        if not path.exists():
+            raise DamagedCheckpointError(f"{path} is missing; the checkpoint is not whole, use another one")
+        size = path.stat().st_size
+        if size != record.num_bytes:
+            raise DamagedCheckpointError(
+                f"{path} has {size} bytes, its manifest says {record.num_bytes}; {_USE_ANOTHER}"
+            )
+        is_wrong = verify_hash and file_record(path).sha256 != record.sha256
+    if is_wrong:
+        raise DamagedCheckpointError(f"{path} is damaged: its hash differs from its manifest's; {_USE_ANOTHER}")
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from megagpt.checkpoint import version_1
-from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest, check_file
+from megagpt.checkpoint.candidates import read_latest
+from megagpt.checkpoint.commit import checkpoint_folder
+from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest, check_file, reading
 from megagpt.checkpoint.pieces import MASTER
 from megagpt.checkpoint.state import StateReader
-from megagpt.errors import CheckpointError
+from megagpt.errors import CheckpointError, DamagedCheckpointError
 from megagpt.model.names import parameter_shapes
 
 _COMPUTED_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,12 +36,12 @@ def find_checkpoint(path: str | Path) -> Path:
     if (path / MANIFEST_NAME).is_file():
         return path
     for folder in (path / "checkpoints", path):
-        latest = folder / LATEST_NAME
-        if latest.is_file():
-            found = folder / latest.read_text(encoding="utf-8").strip()
+        name = read_latest(folder)
+        if name is not None:
+            found = checkpoint_folder(folder, name)
             if not (found / MANIFEST_NAME).is_file():
-                raise CheckpointError(
-                    f"{latest} names {found.name}, which has no {MANIFEST_NAME}; name a checkpoint folder"
+                raise DamagedCheckpointError(
+                    f"{folder / LATEST_NAME} names {name}, which has no {MANIFEST_NAME}; name a checkpoint folder"
                 )
             return found
     if not path.exists():
@@ -50,15 +52,21 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
+def latest_checkpoint(checkpoints: Path) -> Path | None:
+    """The checkpoint that `latest` names, or None where a run has none yet. Raises CheckpointError."""
+    return find_checkpoint(checkpoints) if (checkpoints / LATEST_NAME).is_file() else None
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint folder. Raises CheckpointError where it is missing or damaged."""
+    """The manifest of a checkpoint folder. Raises DamagedCheckpointError where it is missing or damaged."""
     path = folder / MANIFEST_NAME
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: {folder} is not a whole checkpoint")
     try:
-        text = path.read_text(encoding="utf-8")
+        with reading(path):
+            if not path.is_file():
+                raise DamagedCheckpointError(f"{path} is missing: {folder} is not a whole checkpoint")
+            text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not a checkpoint manifest ({error}); use another checkpoint") from None
+        raise DamagedCheckpointError(f"{path} is not a checkpoint manifest ({error}); use another checkpoint") from None
     return Manifest.from_json(text, path)
 
 

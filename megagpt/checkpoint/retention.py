@@ -3,20 +3,18 @@
 In: a folder of checkpoints. Out: those that may go. Pure but for listing and removing folders.
 """
 
-import re
 import shutil
 from pathlib import Path
 
-from megagpt.checkpoint.manifest import LATEST_NAME, step_folder
-
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+from megagpt.checkpoint.commit import REMOVING
+from megagpt.checkpoint.manifest import LATEST_NAME, parse_step, step_folder
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
     """Steps of the checkpoints in a folder, ascending; one that is being written has another name and is not among
     them."""
-    found = (_STEP_FOLDER.fullmatch(path.name) for path in checkpoints.iterdir() if path.is_dir())
-    return sorted(int(match[1]) for match in found if match)
+    found = (parse_step(path.name) for path in checkpoints.iterdir() if path.is_dir())
+    return sorted(step for step in found if step is not None)
 
 
 def removable_steps(steps: list[int], keep: int, keep_every_steps: int, spared: int | None) -> list[int]:
@@ -29,15 +27,14 @@ def removable_steps(steps: list[int], keep: int, keep_every_steps: int, spared: 
 def latest_step(checkpoints: Path) -> int | None:
     """The step that `latest` names, or None where it names none."""
     latest = checkpoints / LATEST_NAME
-    match = _STEP_FOLDER.fullmatch(latest.read_text(encoding="utf-8").strip()) if latest.is_file() else None
-    return int(match[1]) if match else None
+    return parse_step(latest.read_bytes().decode("utf-8", "replace").strip()) if latest.is_file() else None
 
 
 def remove_steps(checkpoints: Path, steps: list[int]) -> None:
     """Remove the checkpoints of these steps. Each is renamed first: half of one must not look whole."""
     for step in steps:
         folder = checkpoints / step_folder(step)
-        doomed = folder.with_name(folder.name + ".removing")
+        doomed = folder.with_name(folder.name + REMOVING)
         shutil.rmtree(doomed, ignore_errors=True)  # left by a removal that was killed
         folder.rename(doomed)
         shutil.rmtree(doomed)

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megagpt.checkpoint.commit import WRITING, commit_folder, start_folder
 from megagpt.checkpoint.index import INDEX_NAME, Index, Place, check_index, file_of, tensor_key
 from megagpt.checkpoint.manifest import (
     CONFIG_NAME,
-    LATEST_NAME,
     MANIFEST_NAME,
     FileRecord,
     Manifest,
@@ -29,7 +29,6 @@ from megagpt.checkpoint.manifest import (
 )
 from megagpt.checkpoint.pieces import KINDS, Piece
 from megagpt.checkpoint.retention import removable_steps, remove_steps, saved_steps
-from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError
 from megagpt.model.names import parameter_shapes
 from megagpt.parallel.mesh import Mesh
@@ -57,25 +56,20 @@ def save_checkpoint(
     checkpoints and `latest` are then as before.
     """
     target = checkpoints / step_folder(contents.manifest.step)
-    temporary = target.with_name(target.name + ".writing")
-    _run_on_rank_0(mesh, lambda: _prepare(temporary), temporary)
+    temporary = target.with_name(target.name + WRITING)
+    _run_on_rank_0(mesh, lambda: start_folder(target), temporary)
     try:
         _check_space(checkpoints, contents, mesh)
         records = _write_rank_files(temporary, contents, mesh)
         index = _gather_index(contents, mesh)
         manifest = replace(contents.manifest, files=records)
-        _run_on_rank_0(mesh, lambda: _commit(checkpoints, temporary, target, contents, manifest, index), target)
+        _run_on_rank_0(mesh, lambda: _commit(temporary, target, contents, manifest, index), target)
         _run_on_rank_0(mesh, lambda: _prune(checkpoints, manifest.step, keep, keep_every_steps), checkpoints)
     except CheckpointError:
         if mesh.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     return target
-
-
-def _prepare(temporary: Path) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a save that was killed
-    temporary.mkdir(parents=True)
 
 
 def _check_space(checkpoints: Path, contents: CheckpointContents, mesh: Mesh) -> None:
@@ -133,7 +127,6 @@ def _sync_and_record(path: Path) -> FileRecord:
 
 
 def _commit(
-    checkpoints: Path,
     temporary: Path,
     target: Path,
     contents: CheckpointContents,
@@ -153,11 +146,7 @@ def _commit(
         shutil.copyfile(contents.tokenizer_path, temporary / name)
         files[name] = _sync_and_record(temporary / name)
     write_durably(temporary / MANIFEST_NAME, replace(manifest, files=dict(sorted(files.items()))).to_json())
-    if target.exists():  # the same step saved twice, as after a resume from an older checkpoint
-        shutil.rmtree(target)
-    temporary.rename(target)
-    flush_folder(checkpoints)
-    write_durably(checkpoints / LATEST_NAME, target.name + "\n")
+    commit_folder(temporary, target)
 
 
 def _prune(checkpoints: Path, written: int, keep: int, keep_every_steps: int) -> None:

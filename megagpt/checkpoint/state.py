@@ -14,14 +14,14 @@ from torch import Tensor
 from megagpt.checkpoint.index import INDEX_NAME, Index, Place, check_index, file_of, tensor_key
 from megagpt.checkpoint.manifest import Manifest, check_file
 from megagpt.checkpoint.pieces import KINDS, Cut, Piece, num_slices, overlay
-from megagpt.errors import CheckpointError
+from megagpt.errors import DamagedCheckpointError
 from megagpt.model.names import parameter_shapes
 
 _MOST_OPEN_FILES = 64
 
 
 class StateReader:
-    """The state in one checkpoint folder. Raises CheckpointError where it is not whole or a file is damaged."""
+    """The state in one checkpoint folder. Raises DamagedCheckpointError where it is not whole or a file is damaged."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, manifest
@@ -33,8 +33,12 @@ class StateReader:
 
     def files(self, kinds: tuple[str, ...] = KINDS) -> list[str]:
         """Names of the files that hold such tensors, in the order of the ranks that wrote them."""
+        return [file for written in self.files_by_rank(kinds) for file in written]
+
+    def files_by_rank(self, kinds: tuple[str, ...] = KINDS) -> list[list[str]]:
+        """The same, a list for each rank that wrote some."""
         ranks = sorted({place.rank for places in self._index.pieces.values() for place in places})
-        return list(dict.fromkeys(file_of(rank, kind) for rank in ranks for kind in kinds))
+        return [list(dict.fromkeys(file_of(rank, kind) for kind in kinds)) for rank in ranks]
 
     def fill(self, pieces: list[Piece], tensor_ranks: int, kinds: tuple[str, ...] = KINDS) -> None:
         """Fill the tensors of pieces in place. `tensor_ranks`: over how many the pieces' slices divide a parameter."""
@@ -63,9 +67,9 @@ class StateReader:
         try:
             tensor: Tensor = self._open(file).get_tensor(key)
         except SafetensorError as error:
-            raise CheckpointError(f"{where} is damaged: {error}; use another checkpoint") from None
+            raise DamagedCheckpointError(f"{where} is damaged: {error}; use another checkpoint") from None
         if tensor.shape != (place.stop - place.start,) or tensor.dtype != torch.float32:
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"{key} in {where} has shape {tuple(tensor.shape)} and {tensor.dtype}, the index says "
                 f"{(place.stop - place.start,)} and torch.float32; use another checkpoint"
             )
@@ -81,6 +85,6 @@ class StateReader:
 
     def _checked(self, file: str, verify_hash: bool) -> Path:
         if file not in self._manifest.files:
-            raise CheckpointError(f"{self._folder} holds no {file}; it is not whole")
+            raise DamagedCheckpointError(f"{self._folder} holds no {file}; it is not whole")
         check_file(self._folder, file, self._manifest.files[file], verify_hash)
         return self._folder / file

@@ -64,8 +64,7 @@ def _history(checkpoints: Path, plan: RunPlan) -> tuple[tuple[Phase, ...], int]:
     """The phases in the latest checkpoint, and the first sample after it."""
     if not checkpoints.is_dir():
         return (), 0
-    from megagpt.checkpoint.load import latest_checkpoint
-    from megagpt.checkpoint.read import read_manifest
+    from megagpt.checkpoint.read import latest_checkpoint, read_manifest
 
     latest = latest_checkpoint(checkpoints)
     if latest is None:

@@ -33,7 +33,9 @@ def main(argv: list[str]) -> int:
         options, unknown = _parser().parse_known_args([word for word in own if not word.startswith("--local_rank")])
         if unknown:
             flags = [word for word in unknown if word.startswith("-")] or unknown
-            raise ConfigError([unknown_argument(word, ["--trace", "--help"]) for word in flags])
+            raise ConfigError([unknown_argument(word, ["--resume", "--trace", "--help"]) for word in flags])
+        if options.resume is not None:
+            config_arguments.append(f"--checkpoint.resume={options.resume}")
         loaded = load_config(options.config, config_arguments)
 
         # signals are heard before anything slow: ranks that were asked to stop do so together
@@ -80,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="megagpt train",
         description="Trains a configuration. Start it under torchrun, srun or deepspeed for more than one rank.",
-        usage="megagpt train CONFIG [--trace] [--section.key VALUE ...]",
+        usage="megagpt train CONFIG [--resume auto|latest|never] [--trace] [--section.key VALUE ...]",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, or the name of a shipped one such as gpt3-base")
@@ -88,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         "--trace",
         action="store_true",
         help="write RUN/trace.json: what every rank did when in the session's second and third step",
+    )
+    parser.add_argument(
+        "--resume", metavar="POLICY", help="auto, latest or never: a short form of --checkpoint.resume POLICY"
     )
     config_arguments_help(parser)
     return parser

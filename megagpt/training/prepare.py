@@ -4,11 +4,11 @@ In: the loaded configuration and the number of ranks. Out: PreparedRun with plan
 continue from, or the first error that names what to fix.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megagpt.checkpoint.load import RunIdentity, check_belongs, latest_checkpoint
+from megagpt.checkpoint.load import RunIdentity, check_belongs
 from megagpt.checkpoint.manifest import Manifest
 from megagpt.config_file import LoadedConfig
 from megagpt.data.stream import BatchStream, SampleSource
@@ -19,6 +19,7 @@ from megagpt.plan import RunPlan, make_plan
 from megagpt.plan_gpus import elastic_memory_gib
 from megagpt.tokenizer import Tokenizer, load_tokenizer
 from megagpt.training.data import RunData, Validation, prepare_data
+from megagpt.training.resume_choice import PassedOver, ResumeChoice, choose_checkpoint
 from megagpt.training.run_folder import check_nvme_folder, check_run_folder
 
 if TYPE_CHECKING:
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
 class PreparedRun:
     """A run that is ready to start on every rank."""
 
+    loaded: LoadedConfig
     plan: RunPlan
     tokenizer: Tokenizer
     data: RunData
     identity: RunIdentity
     resume_from: tuple[Path, Manifest] | None
+    damaged: tuple[PassedOver, ...]  # checkpoints that would have come before that
 
     @property
     def folder(self) -> Path:
@@ -44,6 +47,11 @@ class PreparedRun:
     def checkpoints(self) -> Path:
         """The folder of its checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def first_step(self) -> int:
+        """Updates done already."""
+        return self.resume_from[1].step if self.resume_from else 0
 
     def training_stream(self, mesh: "Mesh") -> BatchStream:
         """This rank's training batches."""
@@ -92,36 +100,45 @@ def prepare_run(loaded: LoadedConfig, num_ranks: int, elsewhere: bool = False) -
         raise ConfigError(missing)
     assert tokenizer is not None
     identity = _identity(plan, tokenizer)
-    resume = _resume_from(loaded, plan, Path(config.run.folder) / "checkpoints", identity)
+    resume, damaged = _choose(loaded, plan, identity)
     data = prepare_data(plan, tokenizer, resume)
     if resume is None or resume[1].step < plan.num_steps:  # a run that is complete writes nothing
         check_run_folder(loaded, plan)
         if not elsewhere:
             check_nvme_folder(loaded, plan)
-    return PreparedRun(plan, tokenizer, data, identity, resume)
+    return PreparedRun(loaded, plan, tokenizer, data, identity, resume, damaged)
 
 
-def _resume_from(
-    loaded: LoadedConfig, plan: RunPlan, checkpoints: Path, identity: RunIdentity
-) -> tuple[Path, Manifest] | None:
-    latest = latest_checkpoint(checkpoints)
-    if latest is None:
-        return None
-    if loaded.config.checkpoint.resume == "never":
-        raise ConfigError(
-            f"{loaded.describe('checkpoint.resume')}, but {checkpoints} holds a checkpoint ({latest.name}); "
-            'use "auto" to continue from it, or choose another run.folder'
-        )
-    manifest = check_belongs(latest, identity)
+def without_checkpoint(prepared: PreparedRun, damaged: tuple[PassedOver, ...]) -> PreparedRun:
+    """The run as it is prepared where these checkpoints are not used: another one to continue from, its data with it.
+
+    Raises CheckpointError where no other is whole.
+    """
+    choice = _choose(prepared.loaded, prepared.plan, prepared.identity, damaged)
+    data = prepare_data(prepared.plan, prepared.tokenizer, choice.checkpoint)
+    return replace(prepared, data=data, resume_from=choice.checkpoint, damaged=choice.damaged)
+
+
+def _choose(
+    loaded: LoadedConfig, plan: RunPlan, identity: RunIdentity, damaged: tuple[PassedOver, ...] = ()
+) -> ResumeChoice:
+    def check(folder: Path) -> Manifest:
+        return _check_checkpoint(folder, loaded, plan, identity)
+
+    return choose_checkpoint(loaded, Path(loaded.config.run.folder) / "checkpoints", check, damaged)
+
+
+def _check_checkpoint(folder: Path, loaded: LoadedConfig, plan: RunPlan, identity: RunIdentity) -> Manifest:
+    manifest = check_belongs(folder, identity)
     tokens = plan.batches.tokens_after(manifest.step - 1)
     if tokens != manifest.tokens:  # the next step would not begin with the next sample
         batch = ("train.batch_tokens", "train.batch_ramp_tokens", "train.batch_ramp_start_tokens")
         raise CheckpointError(
-            f"the run cannot continue from {latest}: it was trained on {manifest.tokens} tokens in its {manifest.step} "
+            f"the run cannot continue from {folder}: it was trained on {manifest.tokens} tokens in its {manifest.step} "
             f"steps, with this configuration they are {tokens}: {', '.join(map(loaded.describe, batch))}. "
             "Restore these values, or choose another run.folder to start anew"
         )
-    return latest, manifest
+    return manifest
 
 
 def _identity(plan: RunPlan, tokenizer: Tokenizer) -> RunIdentity:

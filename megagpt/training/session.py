@@ -22,11 +22,10 @@ from megagpt.training.loop import TrainingRun, train
 from megagpt.training.metrics import MetricsSink, open_sinks
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.recorder import Recorder
-from megagpt.training.resume import load_engine
+from megagpt.training.resume import describe_resume, resume_run
 from megagpt.training.run_environment import RankPlace, this_host
 from megagpt.training.run_session import RunSession
 from megagpt.training.run_trace import TRACE_FILE, RunTrace, traced_steps
-from megagpt.training.snapshot import checkpoint_layout
 from megagpt.training.stop import StopSignals
 from megagpt.training.terminal import TerminalSink
 
@@ -41,17 +40,18 @@ def run_training(
     """
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")  # about packages that are optional, and renamings
     plan = prepared.plan
-    first_step = prepared.resume_from[1].step if prepared.resume_from else 0
-    if first_step >= plan.num_steps:
-        console.print(f"already trained for {first_step} of {plan.num_steps} steps; raise train.steps to go on")
+    if prepared.first_step >= plan.num_steps:
+        console.print(
+            f"already trained for {prepared.first_step} of {plan.num_steps} steps; raise train.steps to go on"
+        )
         return
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     layout = plan.layout
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context)
     session.write_environment(_gather_places(mesh), torch.version.cuda)
     engine = build_engine(plan, mesh)
-    if prepared.resume_from:
-        load_engine(engine, *prepared.resume_from)
+    prepared = resume_run(prepared, engine, console)
+    first_step = prepared.first_step
     sinks = on_every_rank(lambda: _open_sinks(prepared, console, first_step) if mesh.rank == 0 else [], mesh)
     name = device_name(mesh.device)
     peak = peak_tflops(name, plan.config.train.precision)
@@ -112,14 +112,6 @@ def describe_start(prepared: PreparedRun, console: Console) -> None:
         )
     for line in describe_data(prepared.data, plan):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if prepared.resume_from:
-        folder, manifest = prepared.resume_from
-        console.print(
-            f"continuing from {folder} (step {manifest.step:,} of {plan.num_steps:,}"
-            f"{'' if manifest.layout == checkpoint_layout(plan) else f'; saved on {manifest.layout.describe()}'})",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    describe_resume(prepared, console)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

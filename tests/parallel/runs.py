@@ -1,5 +1,6 @@
 """A small real run: tokenizer, dataset and configuration in a folder, and one rank of its training."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -70,6 +71,18 @@ def run_prepared(
     with signals or StopSignals() as stop, RunSession(prepared.folder, console, rank) as session:
         session.start(prepared)
         run_training(prepared, console, session, stop, trace)
+
+
+def train_rank_aloud(arguments: list[str]) -> str:
+    """Train one rank as `train_rank` does; returns what it said, nothing on other ranks than 0."""
+    from megagpt.training.session import describe_start
+
+    prepared = prepare_small(arguments)
+    console = Console(file=io.StringIO(), width=400, quiet=os.environ.get("RANK", "0") != "0")
+    describe_start(prepared, console)
+    run_prepared(prepared, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

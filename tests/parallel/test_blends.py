@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_order_of_samples_is_refused(data: Path, tmp_pat
     run_ranks(1, train_rank, arguments_of(folder, 1, 1, "--train.steps=2"))
     path = find_checkpoint(folder / "run") / "manifest.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    del values["phases"]
+    del values["phases"], values["sha256"]
     path.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"it was written by a megagpt that had another order of samples"):
         prepare_small(arguments_of(folder, 1, 1))

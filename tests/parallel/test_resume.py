@@ -1,5 +1,6 @@
 """A run that stopped and continued is, bit for bit, the run that did not stop; and what a checkpoint refuses."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from megagpt.checkpoint.manifest import LATEST_NAME
 from megagpt.checkpoint.read import find_checkpoint, read_manifest, read_model
 from megagpt.errors import CheckpointError, ConfigError
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, train_rank
+from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, train_rank, train_rank_aloud
 
 LAYOUTS = {
     "one rank, ZeRO 0": (1, ["--parallel.zero_stage=0"]),
@@ -131,11 +132,40 @@ def test_what_a_checkpoint_refuses(data: Path, tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(data: Path, tmp_path: Path) -> None:
     folder = trained(data, tmp_path / "run")
     damaged = folder / "run" / "checkpoints" / "step-00000002" / "moments-rank00000.safetensors"
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
-    with pytest.raises(RuntimeError, match=r"CheckpointError: .*moments-rank00000\.safetensors is damaged"):
+    flip_byte(damaged)
+    with pytest.raises(RuntimeError, match=r"every checkpoint in .* is damaged: .*moments-rank00000\.safetensors is"):
         run_ranks(1, train_rank, run_arguments(folder))
+
+
+def test_the_newest_whole_checkpoint_is_used(data: Path, tmp_path: Path) -> None:
+    """Damage of which only one rank's hashes know: all ranks take the next older one, with the data that follows it."""
+    unbroken, broken = copy_data(data, tmp_path / "unbroken"), copy_data(data, tmp_path / "broken")
+    run_ranks(2, train_rank, run_arguments(unbroken))
+    run_ranks(2, train_rank, run_arguments(broken))
+    flip_byte(broken / "run" / "checkpoints" / "step-00000006" / "weights-rank00001.safetensors")
+    (broken / "run" / "checkpoints" / "step-00000004" / "moments-rank00001.safetensors").unlink()
+    with pytest.raises(RuntimeError, match=r"rank 1: .*weights-rank00001\.safetensors is damaged: its hash differs"):
+        run_ranks(2, train_rank, run_arguments(broken, "--train.steps=8", "--checkpoint.resume=latest"))
+    said = run_ranks(2, train_rank_aloud, run_arguments(broken, "--train.steps=8"))[0]
+    run_ranks(2, train_rank, run_arguments(unbroken, "--train.steps=8"))
+    wanted = [
+        "continuing from .*step-00000006 ",
+        "step-00000006 is passed over: rank 1: .*weights-rank00001.safetensors is damaged: its hash differs",
+        "continuing from .*step-00000004 ",
+        "step-00000004 is passed over: rank 1: .*moments-rank00001.safetensors is missing",
+        "continuing from .*step-00000002 ",
+    ]
+    for message in wanted:
+        assert re.search(message, said), (message, said)
+    assert read_metrics(broken) == read_metrics(unbroken)
+    left, right = read_model(broken / "run").parameters, read_model(unbroken / "run").parameters
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_a_save_that_was_killed_leaves_the_last_checkpoint(data: Path, tmp_path: Path) -> None:

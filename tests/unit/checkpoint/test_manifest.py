@@ -19,7 +19,7 @@ from megagpt.checkpoint.manifest import (
     write_durably,
 )
 from megagpt.checkpoint.read import read_manifest
-from megagpt.errors import CheckpointError
+from megagpt.errors import CheckpointError, DamagedCheckpointError
 from tests.unit.checkpoint.samples import sample_manifest
 
 WHERE = Path("run/checkpoints/step-00000007/manifest.json")
@@ -31,7 +31,10 @@ def sample() -> Manifest:
 
 
 def changed(**values) -> str:
-    return json.dumps(json.loads(sample().to_json()) | values)
+    """A manifest without a hash of its own, as earlier ones were."""
+    found = json.loads(sample().to_json())
+    del found["sha256"]
+    return json.dumps(found | values)
 
 
 def test_round_trip():
@@ -59,7 +62,7 @@ def test_another_version_is_refused(version):
 def test_the_kind_of_the_tokenizer():
     manifest = replace(sample(), tokenizer_kind="wordpiece-cased")
     assert Manifest.from_json(manifest.to_json(), WHERE) == manifest
-    earlier = json.loads(sample().to_json())
+    earlier = json.loads(changed())
     del earlier["tokenizer_kind"]
     assert Manifest.from_json(json.dumps(earlier), WHERE).tokenizer_kind is None, "as earlier checkpoints"
     with pytest.raises(
@@ -68,7 +71,7 @@ def test_the_kind_of_the_tokenizer():
         Manifest.from_json(changed(tokenizer_kind="xlnet"), WHERE)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "{}", sample().to_json()[:-20]])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "{}", changed()[:-20]])
 def test_what_is_no_manifest(text):
     with pytest.raises(CheckpointError, match=r"step-00000007/manifest\.json is not a checkpoint manifest"):
         Manifest.from_json(text, WHERE)
@@ -98,7 +101,7 @@ def test_a_damaged_manifest_names_the_file_and_what_is_wrong(values, message):
 
 
 def test_a_missing_entry_is_named():
-    values = json.loads(sample().to_json())
+    values = json.loads(changed())
     del values["step"]
     with pytest.raises(CheckpointError, match="missing 1 required positional argument: 'step'"):
         Manifest.from_json(json.dumps(values), WHERE)
@@ -109,6 +112,23 @@ def test_version_1_had_no_progress_of_the_optimizer():
     del values["optimizer"]
     manifest = Manifest.from_json(json.dumps(values), WHERE)
     assert (manifest.format_version, manifest.optimizer) == (1, None)
+
+
+def test_every_flipped_byte_is_found():
+    """Also one that would make it a manifest of a newer version, or another number."""
+    content = sample().to_json().encode()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        with pytest.raises(DamagedCheckpointError, match=r"is damaged: its (own )?hash|is not a|unexpected keyword"):
+            Manifest.from_json(flipped.decode("utf-8", "replace"), WHERE)
+
+
+def test_a_newer_version_is_not_damage():
+    newer = replace(sample(), format_version=FORMAT_VERSION + 1).to_json()
+    with pytest.raises(CheckpointError, match="use the megagpt that wrote it, or a newer one") as raised:
+        Manifest.from_json(newer, WHERE)
+    assert not isinstance(raised.value, DamagedCheckpointError)
 
 
 def test_read_manifest(tmp_path):

@@ -202,7 +202,10 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     path.write_bytes(content)
     verify_share(folder, manifest, 0, 4)  # another rank's share
     with pytest.raises(CheckpointError, match=r"moments-rank00001\.safetensors is damaged: its hash differs"):
-        verify_share(folder, manifest, 3, 4)
+        verify_share(folder, manifest, 3, 4)  # more ranks than wrote it: a file each
+    verify_share(folder, manifest, 0, 2)
+    with pytest.raises(CheckpointError, match=r"moments-rank00001\.safetensors is damaged: its hash differs"):
+        verify_share(folder, manifest, 1, 2)  # what it wrote itself
     read_model(folder)  # its files are whole
     path.write_bytes(b"no tensors here")
     seal(folder, manifest)

@@ -1,13 +1,12 @@
 """The model in one process equals the reference; the cache changes nothing; generation stops and refuses as it says."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from megagpt.checkpoint.read import LoadedModel
+from megagpt.checkpoint.read import LoadedModel, read_manifest
 from megagpt.data.batch import Batch
 from megagpt.errors import CheckpointError, GenerationError
 from megagpt.inference.generate import GenerationStep, generate
@@ -214,9 +213,8 @@ class TestLoading:
 
     def test_another_tokenizer(self, tmp_path: Path, tokenizer_path: Path, mesh: Mesh) -> None:
         folder = write_checkpoint(tmp_path / "c", SPEC, random_parameters(SPEC), tokenizer_path)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["tokenizer_fingerprint"] = "0" * 64
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        manifest = replace(read_manifest(folder), tokenizer_fingerprint="0" * 64)
+        (folder / "manifest.json").write_text(manifest.to_json())
         with pytest.raises(CheckpointError, match="is not the tokenizer that the model was trained with"):
             load_for_inference(folder, mesh)
 
