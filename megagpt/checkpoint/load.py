@@ -5,38 +5,22 @@ before one starts.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from megagpt.checkpoint.differences import RunIdentity, changed_settings, identity_differences, refusal
 from megagpt.checkpoint.manifest import FORMAT_VERSION, Manifest, check_file
 from megagpt.checkpoint.pieces import Piece
 from megagpt.checkpoint.read import read_manifest
 from megagpt.checkpoint.state import StateReader
+from megagpt.config_file import LoadedConfig
 from megagpt.errors import CheckpointError
-from megagpt.model.spec import ModelSpec
 
 
-class RunIdentity(NamedTuple):
-    """What must be the same for a run to continue from a checkpoint."""
-
-    spec: ModelSpec
-    precision: str
-    seed: int
-    tokenizer_fingerprint: str | None
-
-
-def check_belongs(folder: Path, run: RunIdentity) -> Manifest:
+def check_belongs(folder: Path, run: RunIdentity, loaded: LoadedConfig) -> Manifest:
     """The manifest of a checkpoint that this run can continue from. Raises CheckpointError listing every difference."""
     manifest = read_manifest(folder)
-    problems = _differences("model.", manifest.spec, run.spec)
-    for name in ("precision", "seed", "tokenizer_fingerprint"):
-        saved, now = getattr(manifest, name), getattr(run, name)
-        if saved != now:
-            problems.append(f"{name} is {saved} there and {now} in this run")
-    if problems:
-        raise CheckpointError(
-            f"the run cannot continue from {folder}: " + "; ".join(problems) + ". "
-            "Restore these values, or choose another run.folder to start anew"
-        )
+    refused = identity_differences(manifest, run, loaded.origins)
+    if refused:
+        raise refusal(folder, "what must stay as it was differs", refused, changed_settings(folder, loaded))
     if manifest.format_version < FORMAT_VERSION:
         raise CheckpointError(
             f"the run cannot continue from {folder}: it has format {manifest.format_version}, whose optimizer state "
@@ -64,11 +48,3 @@ def verify_share(folder: Path, manifest: Manifest, rank: int, num_ranks: int) ->
 def load_pieces(folder: Path, manifest: Manifest, pieces: list[Piece], tensor_ranks: int) -> None:
     """Fill the masters and moments that a rank holds, in place, reading no other elements. Raises CheckpointError."""
     StateReader(folder, manifest).fill(pieces, tensor_ranks)
-
-
-def _differences(prefix: str, saved: Any, now: Any) -> list[str]:
-    return [
-        f"{prefix}{name} is {value} there and {getattr(now, name)} in this run"
-        for name, value in vars(saved).items()
-        if value != getattr(now, name)
-    ]

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megagpt import __version__
 from megagpt.data.blend_history import Phase, phases_from_json
 from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError, DamagedCheckpointError
@@ -138,8 +139,9 @@ class Manifest:
             raise DamagedCheckpointError(f"{where} is not a checkpoint manifest ({error}); {_USE_ANOTHER}") from None
         if not isinstance(version, int) or not OLDEST_VERSION <= version <= FORMAT_VERSION:
             raise CheckpointError(
-                f"{where} has format version {version}, this megagpt reads {OLDEST_VERSION} to {FORMAT_VERSION}; "
-                "use the megagpt that wrote it, or a newer one"
+                f"{where} has format version {version}, written by megagpt {values.get('megagpt_version', 'unknown')}; "
+                f"this megagpt, {__version__}, reads {OLDEST_VERSION} to {FORMAT_VERSION}: install the one that wrote "
+                "it, or a newer one"
             )
         if values.get("tokenizer_kind") not in (None, *KINDS):
             raise CheckpointError(

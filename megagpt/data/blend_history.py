@@ -49,22 +49,23 @@ def phases_from_json(values: Sequence[Any]) -> tuple[Phase, ...]:
 
 
 def continue_phases(
-    history: tuple[Phase, ...], first_sample: int, corpora: tuple[CorpusShare, ...], may_change: bool
+    history: tuple[Phase, ...],
+    first_sample: int,
+    corpora: tuple[CorpusShare, ...],
+    may_change: bool,
+    may_replace: bool = False,
 ) -> tuple[Phase, ...]:
     """The phases of a run that goes on with `corpora` from `first_sample` on.
 
     What `history` says of later samples was undone. Where the last phase has the same corpora and weights it goes on,
     else one is added. Raises CheckpointError where a corpus has changed, or where the corpora or their shares differ
-    and `may_change` is False.
+    and `may_change` is False. With `may_replace` neither is an error; documents that are new begin with their first
+    sample.
     """
     kept = tuple(phase for phase in history if phase.first_sample < first_sample)
-    problems = [*_changed(kept, corpora)]
-    if kept and not problems and not may_change and not _same(kept[-1].corpora, corpora):
-        problems = [
-            f"data_fingerprint is {', '.join(corpus.fingerprint for corpus in kept[-1].corpora)} there and "
-            f"{', '.join(corpus.fingerprint for corpus in corpora)} in this run: it was trained on "
-            f"{kept[-1].describe()}; to go on with other corpora, list them in data.corpora"
-        ]
+    problems = [] if may_replace else _changed(kept, corpora)
+    if kept and not problems and not (may_change or may_replace) and not _same(kept[-1].corpora, corpora):
+        problems = [f"it was trained on {kept[-1].describe()}; to go on with other corpora, list them in data.corpora"]
     if problems:
         raise CheckpointError("; ".join(problems))
     if kept and _same(kept[-1].corpora, corpora):
@@ -84,9 +85,8 @@ def _changed(history: tuple[Phase, ...], corpora: tuple[CorpusShare, ...]) -> li
     """A message for each corpus whose name stood for other documents when it was last used."""
     last = {corpus.name: corpus.fingerprint for phase in history for corpus in phase.corpora}
     return [
-        f"data_fingerprint is {last[corpus.name]} there and {corpus.fingerprint} in this run for the corpus "
-        f"{corpus.name}: its documents or its split have changed; restore them, or give it another data.corpora name "
-        "to begin it anew"
+        f"the documents of the corpus {corpus.name} or its split have changed since it was trained on; restore them, "
+        "or give it another data.corpora name to begin it anew"
         for corpus in corpora
         if last.get(corpus.name, corpus.fingerprint) != corpus.fingerprint
     ]

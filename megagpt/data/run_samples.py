@@ -15,6 +15,7 @@ from megagpt.data.corpora import Corpus, corpus_entries, open_corpora
 from megagpt.errors import ConfigError
 from megagpt.plan import RunPlan, make_plan
 from megagpt.tokenizer import Tokenizer, load_tokenizer
+from megagpt.training.run_record import read_sessions
 
 
 class RunSamples(NamedTuple):
@@ -54,7 +55,9 @@ def open_run_samples(
     corpora = open_corpora(entries, tokenizer, plan.spec.vocab_size, folder, keep_small, say)
     history, first_sample = _history(Path(run) / "checkpoints", plan)
     shares = tuple(corpus.share for corpus in corpora)
-    phases = continue_phases(history, first_sample, shares, may_change=config.data.corpora is not None)
+    sessions = read_sessions(Path(run))  # the last one may have been allowed other data, and not saved yet
+    may_replace = bool(sessions) and sessions[-1].start.allow_data_change
+    phases = continue_phases(history, first_sample, shares, config.data.corpora is not None, may_replace)
     length, seed = plan.spec.sequence_length, config.run.seed
     samples = {corpus.fingerprint: corpus.samples("train", length, seed) for corpus in corpora}
     return RunSamples(plan, tokenizer, corpora, BlendedSamples(phases, samples), first_sample)

@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
         options, unknown = _parser().parse_known_args([word for word in own if not word.startswith("--local_rank")])
         if unknown:
             flags = [word for word in unknown if word.startswith("-")] or unknown
-            raise ConfigError([unknown_argument(word, ["--resume", "--trace", "--help"]) for word in flags])
+            known = ["--resume", "--trace", "--allow-data-change", "--help"]
+            raise ConfigError([unknown_argument(word, known) for word in flags])
         if options.resume is not None:
             config_arguments.append(f"--checkpoint.resume={options.resume}")
         loaded = load_config(options.config, config_arguments)
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
             from megagpt.training.prepare import prepare_run
 
             session.take_lock()
-            prepared = prepare_run(loaded, launched_world_size())
+            prepared = prepare_run(loaded, launched_world_size(), allow_data_change=options.allow_data_change)
             from megagpt.training.session import describe_start, run_training
 
             session.start(prepared)
@@ -82,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="megagpt train",
         description="Trains a configuration. Start it under torchrun, srun or deepspeed for more than one rank.",
-        usage="megagpt train CONFIG [--resume auto|latest|never] [--trace] [--section.key VALUE ...]",
+        usage="megagpt train CONFIG [--resume auto|latest|never] [--allow-data-change] [--trace] "
+        "[--section.key VALUE ...]",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, or the name of a shipped one such as gpt3-base")
@@ -93,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--resume", metavar="POLICY", help="auto, latest or never: a short form of --checkpoint.resume POLICY"
+    )
+    parser.add_argument(
+        "--allow-data-change",
+        action="store_true",
+        help="go on with other data than the checkpoint was trained on, from where it stands; the tokenizer stays",
     )
     config_arguments_help(parser)
     return parser

@@ -4,14 +4,16 @@ In: plan, tokenizer, the phases of the checkpoint that the run continues from. O
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from megagpt.checkpoint.differences import FIX, Difference, data_differences, refusal
 from megagpt.checkpoint.manifest import Manifest
 from megagpt.data.blend import BlendedSamples
-from megagpt.data.blend_history import Phase, continue_phases
+from megagpt.data.blend_history import CorpusShare, Phase, continue_phases
 from megagpt.data.corpora import Corpus, corpus_entries, open_corpora
 from megagpt.data.entropy import count_labels, unigram_entropy
 from megagpt.data.index_core import NOTE, index_core, is_native
@@ -49,9 +51,16 @@ class RunData:
     first_sample: int  # the first one that this session reads
 
 
-def prepare_data(plan: RunPlan, tokenizer: Tokenizer, resume_from: tuple[Path, Manifest] | None) -> RunData:
+def prepare_data(
+    plan: RunPlan,
+    tokenizer: Tokenizer,
+    resume_from: tuple[Path, Manifest] | None,
+    settings: Sequence[Difference] | None = None,
+    allow_data_change: bool = False,
+) -> RunData:
     """Open and check the corpora, and their index at the sample where the run begins or goes on.
 
+    `settings`: values that the checkpoint's configuration has otherwise. `allow_data_change`: go on with other data.
     Raises DataError, or CheckpointError where the checkpoint was trained on data that this configuration does not have.
     """
     config = plan.config
@@ -59,7 +68,11 @@ def prepare_data(plan: RunPlan, tokenizer: Tokenizer, resume_from: tuple[Path, M
     entries = corpus_entries(config.data)
     corpora = open_corpora(entries, tokenizer, plan.spec.vocab_size, config.data.index_folder, say=say)
     first_sample = plan.step_batch(resume_from[1].step).first_sample if resume_from else 0
-    phases = _phases(resume_from, first_sample, corpora, may_change=config.data.corpora is not None)
+    shares = tuple(corpus.share for corpus in corpora)
+    phases: tuple[Phase, ...] = (Phase(0, shares),)
+    if resume_from is not None:
+        may_change = config.data.corpora is not None
+        phases = _continued(*resume_from, first_sample, shares, may_change, settings, allow_data_change)
     length, seed = plan.spec.sequence_length, config.run.seed
     samples = {corpus.fingerprint: corpus.samples("train", length, seed) for corpus in corpora}
     training = BlendedSamples(phases, samples)
@@ -85,7 +98,8 @@ def describe_data(data: RunData, plan: RunPlan) -> list[str]:
     if len(training.phases) > 1:
         before, now = training.phases[-2:]
         new = "from here" if now.first_sample == data.first_sample else f"from sample {now.first_sample:,}"
-        lines.append(f"  {new} on {now.describe()}; before: {before.describe()}")
+        others = " (other documents)" if now.describe() == before.describe() else ""
+        lines.append(f"  {new} on {now.describe()}{others}; before: {before.describe()}")
     for samples in training.samples.values():
         for use in samples.store.uses if samples.store is not None else ():
             if use.path is not None:
@@ -96,22 +110,32 @@ def describe_data(data: RunData, plan: RunPlan) -> list[str]:
     return lines
 
 
-def _phases(
-    resume_from: tuple[Path, Manifest] | None, first_sample: int, corpora: tuple[Corpus, ...], may_change: bool
+def _continued(
+    folder: Path,
+    manifest: Manifest,
+    first_sample: int,
+    shares: tuple[CorpusShare, ...],
+    may_change: bool,
+    settings: Sequence[Difference] | None,
+    allow_data_change: bool,
 ) -> tuple[Phase, ...]:
-    shares = tuple(corpus.share for corpus in corpora)
-    if resume_from is None:
-        return continue_phases((), 0, shares, may_change)
-    folder, manifest = resume_from
-    try:
-        if not manifest.phases:
-            raise CheckpointError("it was written by a megagpt that had another order of samples")
-        return continue_phases(manifest.phases, first_sample, shares, may_change)
-    except CheckpointError as error:
+    """The phases of a run that goes on from a checkpoint. Raises CheckpointError where its data are others."""
+    if not manifest.phases:
         raise CheckpointError(
-            f"the run cannot continue from {folder}: {error}. Restore these values, or choose another run.folder to "
-            "start anew"
-        ) from None
+            f"the run cannot continue from {folder}: it was written by a megagpt that had another order of samples. "
+            "Choose another run.folder to start anew"
+        )
+    try:
+        return continue_phases(manifest.phases, first_sample, shares, may_change, allow_data_change)
+    except CheckpointError as error:
+        refused = [difference for difference in settings or () if difference.name.startswith("data.")]
+        refused += data_differences(manifest.phases[-1].corpora, shares)
+        why = str(error)
+        fix = (
+            f"{why[0].upper()}{why[1:]}. Where the new data are meant, add --allow-data-change: the run goes on with "
+            f"them from sample {first_sample:,} on. {FIX}"
+        )
+        raise refusal(folder, "it was trained on other data", refused, settings, fix) from None
 
 
 def _held_out(plan: RunPlan, tokenizer: Tokenizer, corpora: tuple[Corpus, ...]) -> HeldOut | None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megagpt.checkpoint.load import RunIdentity, check_belongs
+from megagpt.checkpoint.differences import BATCH_KEYS, Difference, RunIdentity, changed_settings, refusal
+from megagpt.checkpoint.load import check_belongs
 from megagpt.checkpoint.manifest import Manifest
 from megagpt.config_file import LoadedConfig
 from megagpt.data.stream import BatchStream, SampleSource
 from megagpt.environment import check_apex, check_megatron, check_upstream, check_wandb_login
-from megagpt.errors import CheckpointError, ConfigError
+from megagpt.errors import ConfigError
 from megagpt.parallel.launcher import launched_rank
 from megagpt.plan import RunPlan, make_plan
 from megagpt.plan_gpus import elastic_memory_gib
@@ -37,6 +38,8 @@ class PreparedRun:
     identity: RunIdentity
     resume_from: tuple[Path, Manifest] | None
     damaged: tuple[PassedOver, ...]  # checkpoints that would have come before that
+    changed: tuple[Difference, ...] = ()  # values that the checkpoint's configuration has otherwise
+    allow_data_change: bool = False
 
     @property
     def folder(self) -> Path:
@@ -74,10 +77,13 @@ class PreparedRun:
         )
 
 
-def prepare_run(loaded: LoadedConfig, num_ranks: int, elsewhere: bool = False) -> PreparedRun:
+def prepare_run(
+    loaded: LoadedConfig, num_ranks: int, elsewhere: bool = False, allow_data_change: bool = False
+) -> PreparedRun:
     """Read and check all of a run. Raises ConfigError, DataError or CheckpointError.
 
-    `elsewhere`: other machines will train, so that this one's local disk is not looked at.
+    `elsewhere`: other machines will train, so that this one's local disk is not looked at. `allow_data_change`: a
+    checkpoint that was trained on other data is no error; the run goes on with the new data.
     """
     check_apex()
     check_megatron()
@@ -100,13 +106,14 @@ def prepare_run(loaded: LoadedConfig, num_ranks: int, elsewhere: bool = False) -
         raise ConfigError(missing)
     assert tokenizer is not None
     identity = _identity(plan, tokenizer)
-    resume, damaged = _choose(loaded, plan, identity)
-    data = prepare_data(plan, tokenizer, resume)
+    choice = _choose(loaded, plan, identity)
+    resume, changed = choice.checkpoint, _changed(loaded, choice)
+    data = prepare_data(plan, tokenizer, resume, changed, allow_data_change)
     if resume is None or resume[1].step < plan.num_steps:  # a run that is complete writes nothing
         check_run_folder(loaded, plan)
         if not elsewhere:
             check_nvme_folder(loaded, plan)
-    return PreparedRun(loaded, plan, tokenizer, data, identity, resume, damaged)
+    return PreparedRun(loaded, plan, tokenizer, data, identity, resume, choice.damaged, changed, allow_data_change)
 
 
 def without_checkpoint(prepared: PreparedRun, damaged: tuple[PassedOver, ...]) -> PreparedRun:
@@ -115,8 +122,9 @@ def without_checkpoint(prepared: PreparedRun, damaged: tuple[PassedOver, ...]) -
     Raises CheckpointError where no other is whole.
     """
     choice = _choose(prepared.loaded, prepared.plan, prepared.identity, damaged)
-    data = prepare_data(prepared.plan, prepared.tokenizer, choice.checkpoint)
-    return replace(prepared, data=data, resume_from=choice.checkpoint, damaged=choice.damaged)
+    changed = _changed(prepared.loaded, choice)
+    data = prepare_data(prepared.plan, prepared.tokenizer, choice.checkpoint, changed, prepared.allow_data_change)
+    return replace(prepared, data=data, resume_from=choice.checkpoint, damaged=choice.damaged, changed=changed)
 
 
 def _choose(
@@ -128,16 +136,18 @@ def _choose(
     return choose_checkpoint(loaded, Path(loaded.config.run.folder) / "checkpoints", check, damaged)
 
 
+def _changed(loaded: LoadedConfig, choice: ResumeChoice) -> tuple[Difference, ...]:
+    return tuple(changed_settings(choice.checkpoint[0], loaded) or ()) if choice.checkpoint else ()
+
+
 def _check_checkpoint(folder: Path, loaded: LoadedConfig, plan: RunPlan, identity: RunIdentity) -> Manifest:
-    manifest = check_belongs(folder, identity)
+    manifest = check_belongs(folder, identity, loaded)
     tokens = plan.batches.tokens_after(manifest.step - 1)
     if tokens != manifest.tokens:  # the next step would not begin with the next sample
-        batch = ("train.batch_tokens", "train.batch_ramp_tokens", "train.batch_ramp_start_tokens")
-        raise CheckpointError(
-            f"the run cannot continue from {folder}: it was trained on {manifest.tokens} tokens in its {manifest.step} "
-            f"steps, with this configuration they are {tokens}: {', '.join(map(loaded.describe, batch))}. "
-            "Restore these values, or choose another run.folder to start anew"
-        )
+        settings = changed_settings(folder, loaded)
+        done = Difference(f"tokens of its {manifest.step} steps", f"{manifest.tokens:,}", f"{tokens:,}")
+        batch = [difference for difference in settings or () if difference.name in BATCH_KEYS]
+        raise refusal(folder, "the steps done would be others", [done, *batch], settings)
     return manifest
 
 

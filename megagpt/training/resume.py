@@ -68,6 +68,9 @@ def describe_resume(prepared: PreparedRun, console: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
+    if prepared.changed:
+        changes = "; ".join(difference.describe() for difference in prepared.changed)
+        console.print(f"changed since the checkpoint: {changes}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _agreed(prepared: PreparedRun, mesh: Mesh, console: Console) -> PreparedRun:

@@ -79,6 +79,8 @@ def read_sessions(folder: Path) -> list[Session]:
             continue
         event = values.get("event") if isinstance(values, dict) else None
         if event == "start" and (start := record_from(SessionStart, values)):
+            if sessions and sessions[-1].start.session == start.session:  # it begins elsewhere than it first said
+                sessions.pop()
             sessions.append(Session(start, None))
         elif event == "end" and (end := record_from(SessionEnd, values)):
             for place, session in enumerate(sessions):

@@ -9,6 +9,7 @@ import os
 import threading
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
@@ -68,6 +69,7 @@ class RunSession:
         self.folder, self._console, self._active = folder, console, rank == 0
         self.writer = CarefulWriter(self._print_trouble)
         self.state: StateWriter | None = None  # from `start` on, on rank 0
+        self._start: SessionStart | None = None
         self._log = RunLog(folder, self.writer)
         self._lock = RunLock(folder, self._print_trouble)
         self._ending = threading.Lock()
@@ -84,8 +86,7 @@ class RunSession:
         Does nothing where the run is complete. Raises ConfigError where another session trains in the folder.
         """
         plan = prepared.plan
-        first_step = prepared.resume_from[1].step if prepared.resume_from else 0
-        if not self._active or first_step >= plan.num_steps:
+        if not self._active or prepared.first_step >= plan.num_steps:
             return
         self.writer.write(self.folder, lambda: self.folder.mkdir(parents=True, exist_ok=True))
         self._lock.take()
@@ -99,13 +100,15 @@ class RunSession:
             ranks=layout.world_size,
             layout=f"{describe_axes(layout.tensor, layout.context, layout.pipeline, layout.data)}, "
             f"ZeRO {layout.zero_stage}",
-            first_step=first_step,
+            first_step=prepared.first_step,
             steps=plan.num_steps,
             continued_from=prepared.resume_from[0].name if prepared.resume_from else None,
             job=job_name(),
             megagpt=__version__,
             commit=commit.describe() if commit else None,
             previous=killed(self.folder, sessions[-1]) if sessions and sessions[-1].end is None else None,
+            changed=tuple(difference.describe() for difference in prepared.changed),
+            allow_data_change=prepared.allow_data_change,
         )
         self._begin_log(start)
         if start.previous:
@@ -119,8 +122,22 @@ class RunSession:
             )
         self.writer.write(self.folder / SESSIONS_FILE, lambda: write_session_start(self.folder, start))
         self.writer.write(self.folder / CONFIG_NAME, lambda: write_run_config(self.folder, plan.config))
-        state = RunState(RUNNING, start.session, first_step, start.steps, start.time, start.host, start.pid)
+        self._start = start
+        state = RunState(RUNNING, start.session, start.first_step, start.steps, start.time, start.host, start.pid)
         self.state = StateWriter(self.folder, state, self.writer)
+
+    def resumed(self, prepared: "PreparedRun") -> None:
+        """The run has what it continues from. Where that is not what `start` was told, the record says so."""
+        if self.state is None or self._start is None or prepared.first_step == self._start.first_step:
+            return
+        start = replace(
+            self._start,
+            first_step=prepared.first_step,
+            continued_from=prepared.resume_from[0].name if prepared.resume_from else None,
+            changed=tuple(difference.describe() for difference in prepared.changed),
+        )
+        self.writer.write(self.folder / SESSIONS_FILE, lambda: write_session_start(self.folder, start))
+        self.state.restart(start.first_step)
 
     def write_environment(self, places: Sequence[RankPlace], cuda: str | None) -> None:
         """environment.json, once the ranks have met: `places` of all of them."""

@@ -46,6 +46,11 @@ class StateWriter:
         self.state = state
         self._write()
 
+    def restart(self, step: int) -> None:
+        """The session begins after `step` updates, not where it was said to."""
+        self.state = replace(self.state, step=step)
+        self._write()
+
     def step_done(self, step: int, loss: float) -> None:
         """After each step: `step` updates are done."""
         self._set(replace(self.state, step=step, loss=loss if math.isfinite(loss) else None))

@@ -51,6 +51,7 @@ def run_training(
     session.write_environment(_gather_places(mesh), torch.version.cuda)
     engine = build_engine(plan, mesh)
     prepared = resume_run(prepared, engine, console)
+    session.resumed(prepared)
     first_step = prepared.first_step
     sinks = on_every_rank(lambda: _open_sinks(prepared, console, first_step) if mesh.rank == 0 else [], mesh)
     name = device_name(mesh.device)

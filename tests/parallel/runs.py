@@ -51,14 +51,15 @@ def run_arguments(folder: Path, *extra: str) -> list[str]:
     ]
 
 
-def prepare_small(arguments: list[str]) -> PreparedRun:
+def prepare_small(arguments: list[str], allow_data_change: bool = False) -> PreparedRun:
     """The prepared run of arguments, for as many ranks as the environment announces."""
-    return prepare_run(load_config(None, arguments), int(os.environ.get("WORLD_SIZE", "1")))
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return prepare_run(load_config(None, arguments), num_ranks, allow_data_change=allow_data_change)
 
 
-def train_rank(arguments: list[str]) -> None:
+def train_rank(arguments: list[str], allow_data_change: bool = False) -> None:
     """Train one rank in this process, as `megagpt train` does."""
-    run_prepared(prepare_small(arguments), Console(quiet=True))
+    run_prepared(prepare_small(arguments, allow_data_change), Console(quiet=True))
 
 
 def run_prepared(

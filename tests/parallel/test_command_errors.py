@@ -78,7 +78,7 @@ def test_a_rank_that_is_alone_with_its_error_tells_it(folder: Path) -> None:
 def test_a_file_without_rights_is_an_error_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied", "secret/corpus.bin")
 
     monkeypatch.setattr(prepare, "prepare_run", fail)

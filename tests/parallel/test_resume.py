@@ -117,10 +117,10 @@ def trained(data: Path, folder: Path, *extra: str) -> Path:
 def test_what_a_checkpoint_refuses(data: Path, tmp_path: Path) -> None:
     folder = trained(data, tmp_path / "run")
     cases = {
-        "model.hidden_size is 32 there and 64 in this run": ["--model.hidden_size=64"],
-        "precision is fp32 there and bf16 in this run": ["--train.precision=bf16"],
-        "seed is 1234 there and 5 in this run": ["--run.seed=5"],
-        "data_fingerprint is .* in this run": ["--data.split=0.8,0.2,0.0"],
+        r"  model.hidden_size +32 +→ 64 +\(command line\)": ["--model.hidden_size=64"],
+        r'  train.precision  "fp32" → "bf16"  \(command line\)': ["--train.precision=bf16"],
+        r"  run.seed  1234 → 5  \(command line\)": ["--run.seed=5"],
+        r"  data.split +\[0.9, 0.1, 0.0\] +→ \[0.8, 0.2, 0.0\] +\(command line\)": ["--data.split=0.8,0.2,0.0"],
     }
     for message, extra in cases.items():
         with pytest.raises(CheckpointError, match=message):

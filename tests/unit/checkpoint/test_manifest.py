@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megagpt import __version__
 from megagpt.checkpoint.index import moments_file, weights_file
 from megagpt.checkpoint.manifest import (
     FORMAT_VERSION,
@@ -55,7 +56,11 @@ def test_names_sort_by_number():
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1", None])
 def test_another_version_is_refused(version):
-    with pytest.raises(CheckpointError, match=rf"manifest\.json has format version {version}, .* reads 1 to 2; use"):
+    message = (
+        rf"manifest\.json has format version {version}, written by megagpt 0\.0\.0; this megagpt, {__version__}, reads "
+        "1 to 2: install the one that wrote it, or a newer one"
+    )
+    with pytest.raises(CheckpointError, match=message):
         Manifest.from_json(changed(format_version=version), WHERE)
 
 

@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from megagpt.checkpoint.differences import RunIdentity
 from megagpt.checkpoint.index import INDEX_NAME, Index, Place, file_of, moments_file, tensor_key, weights_file
-from megagpt.checkpoint.load import RunIdentity, check_belongs, verify_share
+from megagpt.checkpoint.load import check_belongs, verify_share
 from megagpt.checkpoint.manifest import CheckpointLayout, file_record
 from megagpt.checkpoint.pieces import KINDS, Piece, num_slices, slice_size
 from megagpt.checkpoint.read import read_manifest, read_model
 from megagpt.checkpoint.state import StateReader
+from megagpt.config_file import load_config
 from megagpt.errors import CheckpointError
 from megagpt.model.init import local_slice
 from megagpt.model.names import parameter_shapes
@@ -235,8 +237,8 @@ def test_no_run_continues_from_format_1(tmp_path):
     folder = write(tmp_path / "c", 1, 1)
     manifest = read_manifest(folder)
     run = RunIdentity(SPEC, "fp32", 1, None)
-    assert check_belongs(folder, run) == manifest
+    assert check_belongs(folder, run, load_config(None, [])) == manifest
     seal(folder, replace(manifest, format_version=1, optimizer=None))
     message = r"cannot continue from .*: it has format 1, .* megagpt 0\.0\.0 reads, .* Continue with that version, or"
     with pytest.raises(CheckpointError, match=message):
-        check_belongs(folder, run)
+        check_belongs(folder, run, load_config(None, []))

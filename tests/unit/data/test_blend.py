@@ -112,7 +112,7 @@ def test_a_history_comes_back_from_json() -> None:
 def test_a_corpus_that_has_changed_is_refused() -> None:
     history = (Phase(0, (A, B)),)
     changed = replace(A, fingerprint="other")
-    message = r"data_fingerprint is a-print there and other in this run for the corpus a: .*another data.corpora name"
+    message = r"the documents of the corpus a or its split have changed since .* give it another data.corpora name"
     for may_change in (True, False):
         with pytest.raises(CheckpointError, match=message):
             continue_phases(history, 10, (changed, B), may_change)
@@ -122,7 +122,7 @@ def test_a_corpus_that_has_changed_is_refused() -> None:
 def test_a_run_of_data_path_stays_with_its_corpus() -> None:
     history = (Phase(0, (A,)),)
     assert continue_phases(history, 10, (A,), may_change=False) == history
-    message = r"data_fingerprint is a-print there and b-print in this run: it was trained on a 100 %; to go on with"
+    message = r"it was trained on a 100 %; to go on with other corpora, list them in data.corpora"
     with pytest.raises(CheckpointError, match=message):
         continue_phases(history, 10, (B,), may_change=False)
     with pytest.raises(CheckpointError, match=r"trained on a 75 %, b 25 %"):

@@ -65,6 +65,6 @@ def test_a_run_does_not_go_on_with_another_batch(data: Path, tmp_path: Path) -> 
         (folder / path.name).write_bytes(path.read_bytes())
     run_ranks(1, train_rank, run_arguments(folder, "--train.steps=2"))
     prepare_small(run_arguments(folder, "--train.steps=8", "--train.micro_batch_size=4"))  # the same tokens a step
-    wanted = r"trained on 512 tokens in its 2 steps, with this configuration they are 1024.*train\.batch_tokens"
+    wanted = r"the steps done would be others\n  tokens of its 2 steps  512 → 1,024\n  train\.batch_tokens +256 → 512"
     with pytest.raises(CheckpointError, match=wanted):
         prepare_small(run_arguments(folder, "--train.batch_tokens=512"))

@@ -32,6 +32,14 @@ def test_sessions_read_back_in_their_order(tmp_path: Path) -> None:
     assert [(session.start, session.end) for session in read_sessions(tmp_path)] == [(START, END), (second, None)]
 
 
+def test_a_session_that_begins_elsewhere_than_it_said(tmp_path: Path) -> None:
+    elsewhere = replace(START, first_step=4, continued_from="step-00000004")
+    for start in (START, elsewhere):
+        write_session_start(tmp_path, start)
+    write_session_end(tmp_path, END)
+    assert read_sessions(tmp_path) == [(elsewhere, END)]
+
+
 def test_a_line_that_was_cut_short_costs_no_other(tmp_path: Path) -> None:
     write_session_start(tmp_path, START)
     with (tmp_path / SESSIONS_FILE).open("a") as file:

@@ -133,7 +133,7 @@ def test_a_backward_pass_of_no_micro_batch_is_our_mistake():
 @pytest.mark.parametrize("flags", [[], ["--trace"]])
 def test_the_flag_reaches_the_session(flags, monkeypatch):
     seen = []
-    monkeypatch.setattr("megagpt.training.prepare.prepare_run", lambda loaded, world_size: None)
+    monkeypatch.setattr("megagpt.training.prepare.prepare_run", lambda *arguments, **options: None)
     monkeypatch.setattr("megagpt.training.session.describe_start", lambda prepared, console: None)
     monkeypatch.setattr("megagpt.training.run_session.RunSession.start", lambda session, prepared: None)
     monkeypatch.setattr("megagpt.training.session.run_training", lambda *arguments: seen.append(arguments[-1]))
