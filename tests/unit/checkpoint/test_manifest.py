@@ -131,7 +131,7 @@ def test_every_flipped_byte_is_found():
 
 def test_a_newer_version_is_not_damage():
     newer = replace(sample(), format_version=FORMAT_VERSION + 1).to_json()
-    with pytest.raises(CheckpointError, match="use the megagpt that wrote it, or a newer one") as raised:
+    with pytest.raises(CheckpointError, match="install the one that wrote it, or a newer one") as raised:
         Manifest.from_json(newer, WHERE)
     assert not isinstance(raised.value, DamagedCheckpointError)
 
