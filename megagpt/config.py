@@ -266,6 +266,7 @@ class FaultsSection(Section):
     hang_timeout_seconds: float = Field(
         default=1800,
         ge=0,
+        le=1_000_000,
         description="seconds without progress after which every rank prints its stacks and ends with status 75; "
         "0: never",
     )

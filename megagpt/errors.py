@@ -38,6 +38,10 @@ class TrainingError(MegagptError):
     """Training that must not go on, such as a loss or gradient that is not finite."""
 
 
+class LostPeer(MegagptError):
+    """Another rank is gone, and nobody here did anything wrong: started again, the run goes on."""
+
+
 class GenerationError(MegagptError):
     """A request for text that cannot be served, such as a prompt longer than the model's context."""
 

@@ -12,6 +12,7 @@ The only file that imports megatron-core's `parallel_state`. Rank order is megat
 then context, data and pipeline, so tensor ranks share a node.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,6 +66,7 @@ def build_mesh(
 ) -> Mesh:
     """Start torch.distributed (unless it runs already) and cut its ranks into axes; every rank calls it once.
 
+    A collective of any group that takes over `timeout_seconds` fails.
     Backend NCCL with CUDA, else gloo. Without a launcher the mesh is this one process. Raises ConfigError where the
     number of ranks does not divide, before any group is made.
     """
@@ -85,6 +87,7 @@ def build_mesh(
         virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,
         context_parallel_size=context,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=math.ceil(timeout_seconds / 60),
     )
     return Mesh(
         world_size=world_size,

@@ -5,6 +5,7 @@ starts, then training. What a configuration gets wrong is said before anything s
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,9 +14,9 @@ from rich.console import Console
 
 from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments, unknown_argument
 from megagpt.config_file import load_config
-from megagpt.errors import ConfigError, MegagptError, no_rights
+from megagpt.errors import ConfigError, LostPeer, MegagptError, no_rights
 from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
-from megagpt.training.exit_status import COMPLETE, INTERRUPTED, STOPPED, USER_ERROR
+from megagpt.training.exit_status import COMPLETE, INTERRUPTED, RESTART, STOPPED, USER_ERROR
 from megagpt.training.run_session import RunSession
 from megagpt.training.stop import StopSignals
 
@@ -51,6 +52,10 @@ def main(argv: list[str]) -> int:
             status = STOPPED
             describe_start(prepared, console)
             run_training(prepared, console, session, stop, options.trace)
+    except LostPeer as lost:
+        print(lost, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(RESTART)  # taking down process groups whose ranks are gone may wait for them
     except (MegagptError, PermissionError) as raised:
         error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         _wait_for_turn(rank)

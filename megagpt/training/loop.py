@@ -12,6 +12,7 @@ from megagpt.parallel.mesh import Mesh
 from megagpt.parallel.replicas import ReplicaCheck
 from megagpt.training.evaluate import evaluate
 from megagpt.training.prepare import PreparedRun
+from megagpt.training.progress import Phase, Progress
 from megagpt.training.recorder import Recorder
 from megagpt.training.run_trace import RunTrace
 from megagpt.training.signs import RankSigns, check_finite, gather_signs, stop_asked
@@ -31,6 +32,7 @@ class TrainingRun:
     console: Console  # silent on other ranks than 0
     trace: RunTrace
     stop: StopSignals
+    progress: Progress
 
 
 def train(run: TrainingRun, first_step: int) -> Stopped | None:
@@ -40,30 +42,38 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
     Raises TrainingError where a loss or gradient is not finite or copies of a weight differ, CheckpointError where the
     last save fails.
     """
-    plan, engine, mesh, recorder = run.prepared.plan, run.engine, run.mesh, run.recorder
+    plan, engine, mesh, recorder, progress = run.prepared.plan, run.engine, run.mesh, run.recorder, run.progress
     seed = plan.config.run.seed
     stream = run.prepared.training_stream(mesh)
     interval_steps = plan.config.parallel.check_replicas_interval_steps
     replicas = ReplicaCheck(engine.named_parameters, mesh, plan.layout.zero_stage, interval_steps)
+    progress.mark(Phase.CHECK)
     replicas.check_when_due(first_step)
     if asked := stop_asked(gather_signs(RankSigns(True, True, run.stop.requested), mesh)):
         return Stopped(asked, first_step, was_saved=False)
     for step in range(first_step, plan.num_steps):
         recorder.start_step()
+        progress.mark(Phase.DATA, step + 1)
         micro_batches = stream.micro_batches(plan.step_batch(step))
+        progress.mark(Phase.TOKENS)
         # DeepSpeed averages over the gradient ranks: the weight makes that a sum over all tokens that count
         loss_weight = mesh.gradient_size / reduce_num_loss_tokens(micro_batches, mesh)
+        progress.mark(Phase.PASSES)
         step_seed = dropout_seed(seed, step, mesh.data_rank)
         losses = engine.forward_backward(micro_batches, loss_weight, step_seed, run.trace.of_step(step))
         engine.reduce_model_parallel_gradients()
         finite = losses_finite(losses), engine.local_gradients_finite()
-        signs = gather_signs(RankSigns(*finite, run.stop.requested, recorder.step_seconds()), mesh)
+        progress.mark(Phase.SIGNS)
+        own_seconds = progress.seconds(Phase.DATA, Phase.PASSES)
+        signs = gather_signs(RankSigns(*finite, run.stop.requested, own_seconds), mesh)
         totals = reduce_losses(losses, mesh)
         check_finite(signs, step)
+        progress.mark(Phase.UPDATE)
         update = engine.update(plan.learning_rate(step))
         recorder.end_step(step, totals, update)
         run.trace.end_step(step)
         done = step + 1
+        progress.mark(Phase.CHECK)
         replicas.check_when_due(done)
         if _due(done, plan.config.evaluation.interval_steps, plan.num_steps):
             _evaluate(run, done)
@@ -85,7 +95,7 @@ def _evaluate(run: TrainingRun, done: int) -> None:
     held_out = run.prepared.data.validation
     if held_out is None:
         return
-    parts = [evaluate(run.prepared, part, run.mesh, run.engine) for part in held_out.parts]
+    parts = [evaluate(run.prepared, part, run.mesh, run.engine, run.progress) for part in held_out.parts]
     if len(parts) > 1:
         for part, totals in zip(held_out.parts, parts, strict=True):
             run.recorder.evaluated(done, totals, part.unigram_entropy, part.name)
@@ -96,6 +106,7 @@ def _evaluate(run: TrainingRun, done: int) -> None:
 def _save(run: TrainingRun, done: int, loss: float, is_last: bool) -> None:
     """Save a checkpoint. A failed save is reported and training goes on; the session's last one is an error."""
     prepared = run.prepared
+    run.progress.mark(Phase.SAVE)
     contents = take_snapshot(prepared, run.engine, done, loss)
     try:
         settings = prepared.plan.config.checkpoint

@@ -11,23 +11,27 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megagpt.parallel.agree import on_every_rank
+from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
 from megagpt.parallel.mesh import Mesh, build_mesh, destroy_mesh
 from megagpt.plan import RunPlan
 from megagpt.plan_layout import describe_axes
 from megagpt.training.build import build_engine
 from megagpt.training.data import describe_data
 from megagpt.training.devices import device_name, peak_tflops
-from megagpt.training.exit_status import COMPLETE
+from megagpt.training.exit_status import COMPLETE, RESTART
 from megagpt.training.loop import TrainingRun, train
+from megagpt.training.lost_peer import is_lost_peer, keep_traceback, lost_peer
 from megagpt.training.metrics import MetricsSink, open_sinks
 from megagpt.training.prepare import PreparedRun
+from megagpt.training.progress import Phase, Progress
 from megagpt.training.recorder import Recorder
 from megagpt.training.resume import describe_resume, resume_run
 from megagpt.training.run_environment import RankPlace, this_host
 from megagpt.training.run_session import RunSession
 from megagpt.training.run_trace import TRACE_FILE, RunTrace, traced_steps
-from megagpt.training.stop import StopSignals
+from megagpt.training.stop import Stopped, StopSignals
 from megagpt.training.terminal import TerminalSink
+from megagpt.training.watchdog import Watchdog, WatchedRank, collective_timeout
 
 
 def run_training(
@@ -36,7 +40,8 @@ def run_training(
     """Start the ranks, build the model, continue from the checkpoint if there is one, and train to the end.
 
     `stop`: listens already; all ranks save and end after the step in which it has heard a signal on one of them.
-    `trace`: write RUN/trace.json, what every rank did in two of the first steps.
+    `trace`: write RUN/trace.json, what every rank did in two of the first steps. A rank that hangs ends the process.
+    Raises LostPeer where another rank is gone, and what the loop raises.
     """
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")  # about packages that are optional, and renamings
     plan = prepared.plan
@@ -46,10 +51,34 @@ def run_training(
         )
         return
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    layout = plan.layout
-    mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context)
+    progress, timeout = Progress(), plan.config.faults.hang_timeout_seconds
+    rank = WatchedRank(launched_rank(), launched_local_rank(), launched_world_size(), this_host())
+    with Watchdog(progress, timeout, prepared.folder, rank, lambda reason: session.end(reason, RESTART)):
+        try:
+            stopped = _meet_and_train(prepared, console, session, stop, trace, progress)
+        except RuntimeError as error:
+            if not is_lost_peer(error):
+                raise
+            place = progress.newest.describe()
+            session.end(f"lost a peer in {place}", RESTART)
+            keep_traceback(error, rank.rank, prepared.folder)
+            raise lost_peer(rank.rank, place, prepared.folder) from None
+    if stopped is not None:
+        console.print(stopped.describe(), highlight=False)
+        session.end(stopped.reason(), COMPLETE)
+
+
+def _meet_and_train(
+    prepared: PreparedRun, console: Console, session: RunSession, stop: StopSignals, trace: bool, progress: Progress
+) -> Stopped | None:
+    """From the meeting of the ranks until they part; returns what stopped training before its end."""
+    plan, layout = prepared.plan, prepared.plan.layout
+    timeout = collective_timeout(plan.config.faults.hang_timeout_seconds)
+    mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context, timeout)
     session.write_environment(_gather_places(mesh), torch.version.cuda)
+    progress.mark(Phase.BUILD)
     engine = build_engine(plan, mesh)
+    progress.mark(Phase.LOAD)
     prepared = resume_run(prepared, engine, console)
     session.resumed(prepared)
     first_step = prepared.first_step
@@ -64,13 +93,12 @@ def run_training(
     steps = traced_steps(first_step, plan.num_steps) if trace else range(0)
     run_trace = RunTrace(mesh, steps, prepared.folder / TRACE_FILE, console)
     try:
-        stopped = train(TrainingRun(prepared, mesh, engine, recorder, console, run_trace, stop), first_step)
+        stopped = train(TrainingRun(prepared, mesh, engine, recorder, console, run_trace, stop, progress), first_step)
     finally:
         recorder.close()
-    if stopped is not None:
-        console.print(stopped.describe(), highlight=False)
-        session.end(stopped.reason(), COMPLETE)
+    progress.mark(Phase.LEAVE)
     destroy_mesh()
+    return stopped
 
 
 def _open_sinks(prepared: PreparedRun, console: Console, first_step: int) -> list[MetricsSink]:

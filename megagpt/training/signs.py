@@ -19,7 +19,7 @@ class RankSigns(NamedTuple):
     loss_finite: bool
     gradients_finite: bool
     stop_signal: int = 0  # number of the signal that asked this rank to stop
-    seconds: float = 0.0  # from the step's start until its gradients were there; waiting for the others comes after
+    seconds: float = 0.0  # in reading its data and in its passes (slow_ranks.py)
 
 
 def gather_signs(signs: RankSigns, mesh: Mesh) -> list[RankSigns]:

@@ -9,6 +9,7 @@ from megagpt.errors import CheckpointError
 from megagpt.parallel.mesh import build_mesh
 from megagpt.training.build import build_engine
 from megagpt.training.evaluate import evaluate
+from megagpt.training.progress import Progress
 from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, prepare_small, run_arguments, train_rank
 
@@ -27,7 +28,7 @@ def evaluated(arguments: list[str]) -> tuple[float, int, int]:
     (held_out,) = prepared.data.validation.parts
     layout = prepared.plan.layout
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context)
-    totals = evaluate(prepared, held_out, mesh, build_engine(prepared.plan, mesh))
+    totals = evaluate(prepared, held_out, mesh, build_engine(prepared.plan, mesh), Progress())
     return totals.loss_sum, totals.num_tokens, held_out.num_sequences
 
 

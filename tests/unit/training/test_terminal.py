@@ -10,6 +10,7 @@ from rich.console import Console
 from megagpt.errors import CheckpointError
 from megagpt.training import loop
 from megagpt.training.metrics import CorpusEvaluationRecord
+from megagpt.training.progress import Progress
 from megagpt.training.terminal import TerminalSink, describe_evaluation, describe_step, eta
 from tests.unit.training.records import evaluation_record, step_record
 
@@ -96,7 +97,7 @@ def save_with(monkeypatch, save, done: int) -> str:
     settings = SimpleNamespace(keep=2, keep_every_steps=0)
     plan = SimpleNamespace(num_steps=10, config=SimpleNamespace(checkpoint=settings))
     prepared = SimpleNamespace(checkpoints=Path("x"), plan=plan)
-    run = loop.TrainingRun(prepared, None, None, None, console, None, None)  # type: ignore[arg-type]
+    run = loop.TrainingRun(prepared, None, None, None, console, None, None, Progress())  # type: ignore[arg-type]
     loop._save(run, done, 1.0, done == plan.num_steps)
     return console.file.getvalue()
 
