@@ -261,7 +261,7 @@ class CheckpointSection(Section):
 
 
 class FaultsSection(Section):
-    """What is done about ranks that hang or are slow."""
+    """What is done about ranks that hang or are slow, and steps that go wrong."""
 
     hang_timeout_seconds: float = Field(
         default=1800,
@@ -274,6 +274,13 @@ class FaultsSection(Section):
         default=1.5,
         ge=0,
         description="a rank that takes this many times as long as the median of its stage is named; 0: never",
+    )
+    not_finite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a loss or gradient that is not finite: stop training, or skip the step's update and go on",
+    )
+    most_skipped_steps: int = Field(
+        default=10, ge=1, description="updates that may be skipped in a row; at one more, training stops"
     )
 
 

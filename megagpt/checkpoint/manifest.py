@@ -19,11 +19,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megagpt import __version__
+from megagpt.checkpoint.fault_history import FaultHistory
 from megagpt.data.blend_history import Phase, phases_from_json
 from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError, DamagedCheckpointError
@@ -89,7 +90,7 @@ class LossScale:
 class OptimizerProgress:
     """The optimizer's state beside its tensors; the same on every rank."""
 
-    updates: int  # AdamW's step count: steps without those that fp16 skipped
+    updates: int  # AdamW's step count: steps without those whose update was left out
     loss_scale: LossScale | None = None  # fp16
 
 
@@ -101,7 +102,7 @@ class Manifest:
     megagpt_version: str
     step: int  # updates done
     tokens: int  # tokens trained on
-    loss: float | None  # training loss of the last step, in nats a token
+    loss: float | None  # training loss of the last step, in nats a token; None: that step was skipped
     spec: ModelSpec
     layout: CheckpointLayout
     precision: str
@@ -113,6 +114,7 @@ class Manifest:
     tokenizer_kind: TokenizerKind | None = None  # None: not recorded, so what its name says
     optimizer: OptimizerProgress | None = None  # None: version 1
     phases: tuple[Phase, ...] = ()  # what the run was trained on, from its first sample; empty: not recorded
+    faults: FaultHistory = field(default_factory=FaultHistory)
 
     def to_json(self) -> str:
         """The text of manifest.json. Its first entry is the hash of all that follows it."""
@@ -159,6 +161,7 @@ class Manifest:
             values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
             values["optimizer"] = _optimizer_progress(values.get("optimizer"))
             values["phases"] = phases_from_json(values.get("phases", []))
+            values["faults"] = FaultHistory.from_json(values.get("faults"))
             return cls(**values)
         except (TypeError, KeyError, AttributeError, CheckpointError) as error:
             raise DamagedCheckpointError(f"{where} is damaged: {error}; {_USE_ANOTHER}") from None

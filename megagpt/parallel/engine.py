@@ -8,6 +8,7 @@ the pipeline → check that all is finite → data-parallel reduction → clip a
 import contextlib
 import io
 import logging
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from megagpt.checkpoint.pieces import Piece
 from megagpt.data.batch import Batch
 from megagpt.parallel import optimizer_pieces as pieces
 from megagpt.parallel.cpu import patch_deepspeed_for_cpu
+from megagpt.parallel.dropped_gradients import drop_gradients
 from megagpt.parallel.mcore_config import McoreConfig
 from megagpt.parallel.mesh import DeepSpeedMesh, Mesh
 from megagpt.parallel.schedule import ScheduleChunk, TokenLoss, make_chunks, run_schedule
@@ -29,9 +31,9 @@ from megagpt.parallel.trace import StepTracer
 class UpdateResult(NamedTuple):
     """What one optimizer step did."""
 
-    grad_norm: float  # global norm before clipping
+    grad_norm: float  # global norm before clipping; not finite where the update was left out
     lr: float
-    applied: bool  # False: fp16 found an overflow and lowered its loss scale instead
+    applied: bool  # False: the update was left out; in fp16 an overflow has lowered the loss scale instead
     loss_scale: float  # 1 unless fp16
 
 
@@ -148,7 +150,10 @@ class Engine:
         return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
     def update(self, lr: float) -> UpdateResult:
-        """Reduce over the data group, clip by the global norm and update the weights."""
+        """Reduce over the data group, clip by the global norm and update the weights.
+
+        The update is left out where that norm is not finite. The same on every rank.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.deepspeed.set_gradient_accumulation_boundary(True)
@@ -156,11 +161,18 @@ class Engine:
         if not self._reduces_in_backward:
             self.deepspeed.allreduce_gradients()
         norm = self._clip_unpartitioned() if self.zero_stage == 0 else None
+        if norm is not None and not math.isfinite(norm):  # DeepSpeed's other optimizers look for themselves
+            return self.skip_update(lr)
         self.deepspeed.step()
         self._broadcast_tied_table()
         if norm is None:
             norm = float(self.deepspeed.get_global_grad_norm())
         return UpdateResult(norm, lr, bool(self.deepspeed.was_step_applied()), loss_scale)
+
+    def skip_update(self, lr: float) -> UpdateResult:
+        """Leave this step's update out: its gradients are forgotten, nothing else changes. Every rank calls it."""
+        drop_gradients(self.optimizer, self.named_parameters.values())
+        return UpdateResult(math.nan, lr, False, self._loss_scale())
 
     def gradient(self, parameter: nn.Parameter) -> Tensor:
         """The accumulated gradient of a parameter where DeepSpeed keeps it; ZeRO 2 and 3 keep only shards.

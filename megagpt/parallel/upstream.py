@@ -261,6 +261,23 @@ _DEEPSPEED = [
             ),
         )
     ],
+    *[
+        Upstream(module, _of(owner, names), "parallel/dropped_gradients.py", f"skipping an update under ZeRO {stages}")
+        for (module, owner, stages), names in (
+            (
+                _STAGE_12,
+                "single_partition_of_fp32_groups micro_step_id zero_grad cpu_offload _offload_accumulated_param_ids "
+                "reset_cpu_buffers averaged_gradients all_grad_tensors",
+            ),
+            (_STAGE_BF16, "bf16_groups zero_grad"),
+            (
+                _STAGE_3,
+                "fp32_partitioned_groups_flat _pre_step _partition_all_parameters _overflow_clean_up loss_scale "
+                "inf_or_nan_tracker",
+            ),
+        )
+    ],
+    Upstream(_STAGE_12[0], "INITIAL_MICRO_STEP_ID", "parallel/dropped_gradients.py", "skipping an update"),
     Upstream(
         "deepspeed.utils.mixed_precision_linkage",
         "link_hp_params",

@@ -11,11 +11,12 @@ from megagpt.parallel.engine import Engine
 from megagpt.parallel.mesh import Mesh
 from megagpt.parallel.replicas import ReplicaCheck
 from megagpt.training.evaluate import evaluate
+from megagpt.training.policies import Policies
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.progress import Phase, Progress
 from megagpt.training.recorder import Recorder
 from megagpt.training.run_trace import RunTrace
-from megagpt.training.signs import RankSigns, check_finite, gather_signs, stop_asked
+from megagpt.training.signs import RankSigns, gather_signs, stop_asked
 from megagpt.training.snapshot import take_snapshot
 from megagpt.training.stop import Stopped, StopSignals
 from megagpt.training.totals import StepTotals, dropout_seed, losses_finite, reduce_losses, reduce_num_loss_tokens
@@ -33,14 +34,15 @@ class TrainingRun:
     trace: RunTrace
     stop: StopSignals
     progress: Progress
+    policies: Policies
 
 
 def train(run: TrainingRun, first_step: int) -> Stopped | None:
     """Train from `first_step` updates done to the plan's end, or until a signal asks a rank to stop: then all save
     after that step, and what stopped them is returned. Every rank calls it.
 
-    Raises TrainingError where a loss or gradient is not finite or copies of a weight differ, CheckpointError where the
-    last save fails.
+    Raises TrainingError where a policy or a copy of a weight that differs stops it, CheckpointError where the last save
+    fails.
     """
     plan, engine, mesh, recorder, progress = run.prepared.plan, run.engine, run.mesh, run.recorder, run.progress
     seed = plan.config.run.seed
@@ -67,9 +69,11 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
         own_seconds = progress.seconds(Phase.DATA, Phase.PASSES)
         signs = gather_signs(RankSigns(*finite, run.stop.requested, own_seconds), mesh)
         totals = reduce_losses(losses, mesh)
-        check_finite(signs, step)
+        lr = plan.learning_rate(step)
+        may_update = run.policies.may_update(signs, step)
         progress.mark(Phase.UPDATE)
-        update = engine.update(plan.learning_rate(step))
+        update = engine.update(lr) if may_update else engine.skip_update(lr)
+        totals = run.policies.end_step(step, totals, update)
         recorder.end_step(step, totals, update)
         run.trace.end_step(step)
         done = step + 1
@@ -107,7 +111,7 @@ def _save(run: TrainingRun, done: int, loss: float, is_last: bool) -> None:
     """Save a checkpoint. A failed save is reported and training goes on; the session's last one is an error."""
     prepared = run.prepared
     run.progress.mark(Phase.SAVE)
-    contents = take_snapshot(prepared, run.engine, done, loss)
+    contents = take_snapshot(prepared, run.engine, done, loss, run.policies.history)
     try:
         settings = prepared.plan.config.checkpoint
         folder = save_checkpoint(prepared.checkpoints, contents, run.mesh, settings.keep, settings.keep_every_steps)

@@ -21,11 +21,11 @@ class StepRecord:
 
     step: int  # updates done, from 1
     tokens: int  # tokens trained on so far
-    loss: float  # Σ loss / Σ tokens of the step, in nats
+    loss: float  # Σ loss / Σ tokens of the step, in nats; NaN where the update was skipped
     lr: float
     grad_norm: float  # global, before clipping
     loss_scale: float  # 1 unless fp16
-    applied: bool  # False: fp16 skipped the update
+    applied: bool  # False: the update was skipped, by fp16's loss scaling or by faults.not_finite
     seconds_per_step: float
     tokens_per_second: float  # all ranks
     model_tflops: float  # model TFLOP/s of one device

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megagpt.checkpoint.differences import BATCH_KEYS, Difference, RunIdentity, changed_settings, refusal
+from megagpt.checkpoint.fault_history import FaultHistory
 from megagpt.checkpoint.load import check_belongs
 from megagpt.checkpoint.manifest import Manifest
 from megagpt.config_file import LoadedConfig
@@ -55,6 +56,11 @@ class PreparedRun:
     def first_step(self) -> int:
         """Updates done already."""
         return self.resume_from[1].step if self.resume_from else 0
+
+    @property
+    def faults_before(self) -> FaultHistory:
+        """What the run remembers of its faults where this session begins."""
+        return self.resume_from[1].faults if self.resume_from else FaultHistory()
 
     def training_stream(self, mesh: "Mesh") -> BatchStream:
         """This rank's training batches."""

@@ -1,5 +1,6 @@
 """Turns the steps of a run into records: measures time, works out rates, and hands them to the sinks. Rank 0 writes."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -48,7 +49,7 @@ class Recorder:
         return time.perf_counter() - self._started
 
     def end_step(self, step: int, totals: StepTotals, update: UpdateResult) -> None:
-        """The 0-based step is done; written every log.interval_steps and at the end."""
+        """The 0-based step is done; written every log.interval_steps, at the end, and where it was skipped (NaN)."""
         self._seconds += self.step_seconds()
         batch = self._plan.step_batch(step)
         tokens = batch.num_sequences * self._plan.spec.sequence_length
@@ -56,7 +57,8 @@ class Recorder:
         done = step + 1
         if self._state is not None:
             self._state.step_done(done, totals.loss)
-        if done % self._plan.config.log.interval_steps and done != self._plan.num_steps:
+        is_due = done % self._plan.config.log.interval_steps == 0 or done == self._plan.num_steps
+        if not is_due and not math.isnan(totals.loss):
             return
         rate = self._tokens / self._seconds
         model_tflops = rate * self._plan.flops.total / self._plan.layout.world_size / 1e12

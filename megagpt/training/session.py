@@ -22,6 +22,7 @@ from megagpt.training.exit_status import COMPLETE, RESTART
 from megagpt.training.loop import TrainingRun, train
 from megagpt.training.lost_peer import is_lost_peer, keep_traceback, lost_peer
 from megagpt.training.metrics import MetricsSink, open_sinks
+from megagpt.training.policies import Policies
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.progress import Phase, Progress
 from megagpt.training.recorder import Recorder
@@ -93,7 +94,9 @@ def _meet_and_train(
     steps = traced_steps(first_step, plan.num_steps) if trace else range(0)
     run_trace = RunTrace(mesh, steps, prepared.folder / TRACE_FILE, console)
     try:
-        stopped = train(TrainingRun(prepared, mesh, engine, recorder, console, run_trace, stop, progress), first_step)
+        policies = Policies(plan.config, prepared.faults_before, console)
+        run = TrainingRun(prepared, mesh, engine, recorder, console, run_trace, stop, progress, policies)
+        stopped = train(run, first_step)
     finally:
         recorder.close()
     progress.mark(Phase.LEAVE)

@@ -36,14 +36,22 @@ def stop_asked(signs: list[RankSigns]) -> str | None:
     return next((signal.Signals(sign.stop_signal).name for sign in signs if sign.stop_signal), None)
 
 
-def check_finite(signs: list[RankSigns], step: int) -> None:
-    """Raise TrainingError, naming the ranks, where a loss or gradient is not finite. `step` counts from 0."""
+def describe_not_finite(signs: list[RankSigns], of: str = "") -> str | None:
+    """`the loss is not finite on rank 1, 3`, of losses before gradients; None where all is finite."""
     bad_losses = [rank for rank, sign in enumerate(signs) if not sign.loss_finite]
     bad_gradients = [rank for rank, sign in enumerate(signs) if not sign.gradients_finite]
     for what, ranks in (("loss", bad_losses), ("gradient", bad_gradients)):
         if ranks:
-            raise TrainingError(
-                f"the {what} of step {step + 1} is not finite on rank {', '.join(map(str, ranks))}; training stopped "
-                "before the update. Lower train.lr, lengthen train.warmup_tokens, look at the data of this step with "
-                f"`megagpt data show RUN --step {step}`, or train in bf16 or fp32"
-            )
+            return f"the {what}{of} is not finite on rank {', '.join(map(str, ranks))}"
+    return None
+
+
+def check_finite(signs: list[RankSigns], step: int) -> None:
+    """Raise TrainingError, naming the ranks, where a loss or gradient is not finite. `step` counts from 0."""
+    trouble = describe_not_finite(signs, f" of step {step + 1}")
+    if trouble is not None:
+        raise TrainingError(
+            f"{trouble}; training stopped before the update. Lower "
+            "train.lr, lengthen train.warmup_tokens, look at the data of this step with `megagpt data show RUN --step "
+            f'{step}`, train in bf16 or fp32, or leave such updates out with faults.not_finite = "skip"'
+        )

@@ -1,8 +1,10 @@
 """What a checkpoint of this moment holds: the run's identity, progress, and this rank's tensors."""
 
+import math
 from pathlib import Path
 
 from megagpt import __version__
+from megagpt.checkpoint.fault_history import FaultHistory
 from megagpt.checkpoint.manifest import FORMAT_VERSION, CheckpointLayout, Manifest
 from megagpt.checkpoint.save import CheckpointContents
 from megagpt.config_file import dump_toml
@@ -12,8 +14,10 @@ from megagpt.tokenizer.load import FILE_NAMES
 from megagpt.training.prepare import PreparedRun
 
 
-def take_snapshot(prepared: PreparedRun, engine: Engine, step: int, loss: float) -> CheckpointContents:
-    """Contents of the checkpoint after `step` updates. Views: write them before the next step."""
+def take_snapshot(
+    prepared: PreparedRun, engine: Engine, step: int, loss: float, faults: FaultHistory
+) -> CheckpointContents:
+    """Contents of the checkpoint after `step` steps. Views: write them before the next step."""
     plan, identity, phases = prepared.plan, prepared.identity, prepared.data.training.phases
     tokenizer_path = Path(prepared.tokenizer.path)
     manifest = Manifest(
@@ -21,7 +25,7 @@ def take_snapshot(prepared: PreparedRun, engine: Engine, step: int, loss: float)
         megagpt_version=__version__,
         step=step,
         tokens=plan.batches.tokens_after(step - 1),
-        loss=loss,
+        loss=loss if math.isfinite(loss) else None,
         spec=plan.spec,
         layout=checkpoint_layout(plan),
         precision=identity.precision,
@@ -33,6 +37,7 @@ def take_snapshot(prepared: PreparedRun, engine: Engine, step: int, loss: float)
         tokenizer_kind=prepared.tokenizer.kind,
         optimizer=engine.progress(),
         phases=phases,
+        faults=faults,
     )
     return CheckpointContents(manifest, dump_toml(plan.config), tokenizer_path, engine.owned_pieces())
 

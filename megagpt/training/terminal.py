@@ -1,5 +1,6 @@
 """What a person sees of a run on the terminal: one line a record, and a live progress bar where there is a terminal."""
 
+import math
 from datetime import timedelta
 
 from rich.console import Console
@@ -52,6 +53,8 @@ def describe_step(record: StepRecord, num_steps: int) -> str:
         f"lr {record.lr:.2e}",
         f"norm {record.grad_norm:.2f}",
     ]
+    if math.isnan(record.loss):
+        parts = [parts[0], "skipped", parts[2]]
     if record.loss_scale != 1.0:
         parts.append(f"scale {record.loss_scale:g}" + ("" if record.applied else " (overflow: update skipped)"))
     parts += [f"{record.tokens_per_second:,.0f} tokens/s", f"{record.model_tflops:.3g} TFLOP/s"]

@@ -97,7 +97,8 @@ def save_with(monkeypatch, save, done: int) -> str:
     settings = SimpleNamespace(keep=2, keep_every_steps=0)
     plan = SimpleNamespace(num_steps=10, config=SimpleNamespace(checkpoint=settings))
     prepared = SimpleNamespace(checkpoints=Path("x"), plan=plan)
-    run = loop.TrainingRun(prepared, None, None, None, console, None, None, Progress())  # type: ignore[arg-type]
+    policies = SimpleNamespace(history=None)
+    run = loop.TrainingRun(prepared, None, None, None, console, None, None, Progress(), policies)  # type: ignore[arg-type]
     loop._save(run, done, 1.0, done == plan.num_steps)
     return console.file.getvalue()
 
