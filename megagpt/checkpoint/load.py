@@ -41,6 +41,8 @@ def verify_share(folder: Path, manifest: Manifest, rank: int, num_ranks: int) ->
         mine = [file for written in files[rank::num_ranks] for file in written]
     else:
         mine = [file for written in files for file in written][rank::num_ranks]
+    if rank == 0:  # the small files: configuration, tokenizer
+        mine += sorted(set(manifest.files).difference(*files))
     for file in mine:
         check_file(folder, file, manifest.files[file], verify_hash=True)
 
