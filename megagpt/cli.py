@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command("text from a checkpoint", "megagpt.inference.cli"),
     "export": Command("a checkpoint for other software", "megagpt.export.cli"),
     "checkpoint": Command("look into checkpoints, verify and prune them", "megagpt.checkpoint.cli", "main"),
+    "runs": Command("list runs with their state, or show one", "megagpt.runs.cli", "main"),
     "env": Command("versions, devices and optional packages of this machine", "megagpt.environment", "main"),
 }
 
