@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "data": Command("sample corpora; build and inspect datasets", "megagpt.data.cli", has_subverbs=True),
     "train": Command("train a configuration, or continue where it stopped", "megagpt.training.cli", "main"),
     "launch": Command("start a run with torchrun or DeepSpeed, or as a SLURM job", "megagpt.launch.cli", "main"),
+    "health": Command("is each node fit to train on?", "megagpt.launch.health_cli", "main"),
     "evaluate": Command("loss of a checkpoint on held-out text", "megagpt.training.evaluate_cli", "main"),
     "generate": Command("text from a checkpoint", "megagpt.inference.cli"),
     "export": Command("a checkpoint for other software", "megagpt.export.cli"),

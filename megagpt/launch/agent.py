@@ -43,14 +43,16 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["--report"]:
         folder, argv = Path(argv[1]), argv[2:]
 
-    from torch.distributed import run
+    from torch.distributed import DistNetworkError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     known = run.get_args_parser().format_help()
     # from torch 2.9 or so; before, torchrun's own handling of SIGTERM gives ranks 30 s
     options = [("--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT"), ("--shutdown-timeout", str(_SHUTDOWN_SECONDS))]
     argv = [*(word for option in options if option[0] in known for word in option), *argv]
+    os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[${rank}] ")  # torchrun's own: "[default0]:"
     signal.signal(signal.SIGUSR1, _pass_on)
     signal.signal(signal.SIGTERM, _pass_on)
     try:
@@ -61,6 +63,9 @@ def main(argv: list[str]) -> int:
             write_report(folder, NodeReport(this_node(), ends))
         print(error, file=sys.stderr)
         return status_of_ranks(end.status for end in ends)
+    except (RendezvousError, DistNetworkError) as error:
+        print(f"lost the agents of other nodes: {str(error).splitlines()[0]}", file=sys.stderr)
+        return RESTART
     except SignalException as error:
         print(f"stopped by {error.sigval.name}", file=sys.stderr)
         return RESTART

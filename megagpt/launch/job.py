@@ -19,6 +19,7 @@ from megagpt.config_file import load_config
 from megagpt.errors import TrainingError
 from megagpt.launch.agent import read_reports
 from megagpt.launch.restarts import decide, starts_without_progress
+from megagpt.training.run_record import COMPLETE, read_sessions
 
 _STARTS = "starts.jsonl"
 
@@ -106,9 +107,8 @@ def newest_checkpoint(run: Path) -> str:
 
 def is_complete(run: Path) -> bool:
     """Whether the run's last session came to the end of the run."""
-    path = run / "sessions.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return bool(lines) and json.loads(lines[-1]).get("reason") == "complete"
+    sessions = read_sessions(run)
+    return bool(sessions) and sessions[-1].end is not None and sessions[-1].end.reason == COMPLETE
 
 
 if __name__ == "__main__":

@@ -12,7 +12,19 @@ import subprocess
 import time
 from pathlib import Path
 
-_COMMANDS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo", "munged", "unshare")
+_COMMANDS = (
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "srun",
+    "scontrol",
+    "squeue",
+    "scancel",
+    "sinfo",
+    "munged",
+    "unshare",
+    "nsenter",
+)
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 _NODE = (
     'hostname "$1"; mount --bind "$2/hosts" /etc/hosts; exec slurmd -f "$2/slurm.conf" -N "$1"'  # $1 name, $2 folder
@@ -43,6 +55,11 @@ SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1
 SwitchType=switch/none
+ReturnToService=1
+KillWait=10
+SlurmdTimeout=6
+MessageTimeout=10
+MinJobAge=300
 SlurmdParameters=config_overrides
 PropagateResourceLimits=NONE
 NodeName=node1 NodeHostname=node1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=1000 State=UNKNOWN
@@ -84,7 +101,7 @@ class SlurmLab:
             self._munge()
             self.run("slurmctld", "-f", str(folder / "slurm.conf"))
             for name in ("node1", "node2"):
-                self.run("unshare", "--uts", "--mount", "bash", "-c", _NODE, "-", name, str(folder))
+                self.start_node(name)
             self._wait("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", words=["node1", "node2"])
         except BaseException:
             self.stop()
@@ -99,6 +116,26 @@ class SlurmLab:
             ).returncode
         assert status == 0, (command, output.read_text())
         return output.read_text()
+
+    def enter(self, node: str, *command: str) -> str:
+        """Output of a command that succeeds in a node's own view of the file system."""
+        return self.run("nsenter", "--mount", "--target", str(self._pid(node)), *command)
+
+    def crash(self, node: str) -> None:
+        """A power loss: kill -9 of the node's daemon and everything below it."""
+        log = f"{self.folder}/slurmd-{node}.log"
+        steps = [pid for pid in _pids() if _command(pid) == "slurmstepd" and log in _open_files(pid)]
+        victims = [self._pid(node), *(pid for step in steps for pid in _tree(step))]
+        (self.folder / f"slurmd-{node}.pid").unlink()
+        for pid in victims:
+            _signal(pid, signal.SIGKILL)
+
+    def start_node(self, node: str) -> None:
+        """Start a node's daemon, as when its power is back."""
+        self.run("unshare", "--uts", "--mount", "bash", "-c", _NODE, "-", node, str(self.folder))
+
+    def _pid(self, node: str) -> int:
+        return int((self.folder / f"slurmd-{node}.pid").read_text())
 
     def wait_for_job(self, job: str) -> None:
         """Until the job has left the queue."""
@@ -137,6 +174,35 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _open_files(pid: int) -> set[str]:
+    try:
+        return {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    except OSError:
+        return set()
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    below: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            below += [int(word) for word in path.read_text().split()]
+        except OSError:
+            continue
+    return [pid, *(found for child in below for found in _tree(child))]
 
 
 def _signal(pid: int, number: int) -> None:
