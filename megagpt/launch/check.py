@@ -1,5 +1,6 @@
 """Does this run work on so many ranks? Asked where it is launched, before anything is started or submitted."""
 
+import argparse
 import shutil
 import subprocess
 from typing import NamedTuple
@@ -9,6 +10,19 @@ from megagpt.errors import ConfigError
 from megagpt.plan import RunPlan
 
 
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """What `megagpt train` takes besides the configuration: handed on to it."""
+    parser.add_argument("--trace", action="store_true", help="as megagpt train has it")
+    parser.add_argument("--allow-data-change", action="store_true", help="as megagpt train has it")
+    parser.add_argument("--resume", metavar="POLICY", help="as megagpt train has it: auto, latest or never")
+
+
+def training_words(options: argparse.Namespace) -> list[str]:
+    """The words of `add_training_options` that were given."""
+    words = ["--trace"] * options.trace + ["--allow-data-change"] * options.allow_data_change
+    return [*words, *(["--resume", options.resume] if options.resume is not None else [])]
+
+
 class CheckedRun(NamedTuple):
     """A configuration, and its plans: one for each number of ranks that it may start with."""
 
@@ -16,13 +30,16 @@ class CheckedRun(NamedTuple):
     plans: tuple[RunPlan, ...]
 
 
-def check_run(config: str, config_arguments: list[str], rank_counts: list[int], elsewhere: bool) -> CheckedRun:
+def check_run(
+    options: argparse.Namespace, config_arguments: list[str], rank_counts: list[int], elsewhere: bool
+) -> CheckedRun:
     """Read and check all that can be read here: configuration, plan, tokenizer, data, checkpoint, the run's folder.
 
-    `elsewhere`: other machines train, so this one's local folders do not matter. Raises ConfigError, DataError or
-    CheckpointError.
+    `options`: `config` and those of `add_training_options`. `elsewhere`: other machines train, so this one's local
+    folders do not matter. Raises ConfigError, DataError or CheckpointError.
     """
-    loaded = load_config(config, config_arguments)
+    policy = [] if options.resume is None else [f"--checkpoint.resume={options.resume}"]
+    loaded = load_config(options.config, [*config_arguments, *policy])
     if len(set(rank_counts)) > 1 and not loaded.config.parallel.elastic:
         raise ConfigError(
             f"{' to '.join(map(str, rank_counts))} ranks need a layout for each number; use --parallel.elastic true, "
@@ -30,7 +47,9 @@ def check_run(config: str, config_arguments: list[str], rank_counts: list[int], 
         )
     from megagpt.training.prepare import prepare_run  # slow to import
 
-    return CheckedRun(loaded, tuple(prepare_run(loaded, count, elsewhere).plan for count in dict.fromkeys(rank_counts)))
+    allow = options.allow_data_change
+    plans = [prepare_run(loaded, count, elsewhere, allow).plan for count in dict.fromkeys(rank_counts)]
+    return CheckedRun(loaded, tuple(plans))
 
 
 def count_gpus() -> int:

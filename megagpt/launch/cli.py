@@ -14,7 +14,7 @@ from pathlib import Path
 from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments, unknown_argument
 from megagpt.config_file import load_config
 from megagpt.errors import ConfigError
-from megagpt.launch.check import check_run, count_gpus
+from megagpt.launch.check import add_training_options, check_run, count_gpus, training_words
 from megagpt.launch.commands import (
     DEFAULT_PORT,
     ELASTIC_RESTARTS,
@@ -75,13 +75,13 @@ def _torchrun(argv: list[str]) -> int:
     options, config_arguments = _parse(parser, argv)
     nodes = parse_nodes(options.nnodes)
     ranks = options.ranks or max(1, count_gpus())
-    run = check_run(options.config, config_arguments, [ranks * nodes.least, ranks * nodes.most], elsewhere=False)
+    run = check_run(options, config_arguments, [ranks * nodes.least, ranks * nodes.most], elsewhere=False)
     restarts = options.max_restarts
     if restarts is None:
         restarts = 3 if nodes.least == nodes.most else ELASTIC_RESTARTS
     logs = Path(run.loaded.config.run.folder) / "logs" / "torchrun"
     asked = TorchrunOptions(ranks, nodes, options.rendezvous, restarts, logs)
-    command = torchrun_command(asked, [options.config, *config_arguments])
+    command = torchrun_command(asked, [options.config, *training_words(options), *config_arguments])
     return _start(command, ranks, options.dry_run)
 
 
@@ -102,9 +102,9 @@ def _deepspeed(argv: list[str]) -> int:
     gpus = count_gpus()
     hosts = read_hostfile(options.hostfile) if options.hostfile is not None else None
     ranks = options.ranks or max(1, gpus)
-    check_run(options.config, config_arguments, [hosts.ranks if hosts else ranks], elsewhere=False)
+    check_run(options, config_arguments, [hosts.ranks if hosts else ranks], elsewhere=False)
     where = Address(options.master_addr, options.master_port)
-    arguments = [options.config, *config_arguments]
+    arguments = [options.config, *training_words(options), *config_arguments]
     command = deepspeed_command(ranks, gpus > 0, hosts, options.hostfile, where, arguments)
     return _start(command, hosts.most_ranks if hosts else ranks, options.dry_run)
 
@@ -138,7 +138,7 @@ def _slurm(argv: list[str]) -> int:
     gpus = options.gpus_per_node if options.gpus_per_node is not None else (gpu.gpus_per_node if gpu else _NODE_GPUS)
     ranks = options.ranks_per_node or gpus or 1
     nodes = options.nodes or (-(-count // ranks) if count else 1)
-    run = check_run(options.config, config_arguments, [nodes * ranks], elsewhere=True)
+    run = check_run(options, config_arguments, [nodes * ranks], elsewhere=True)
     folder = Path(run.loaded.config.run.folder)
     logs = folder.absolute() / "logs"
     job = JobOptions(
@@ -154,7 +154,7 @@ def _slurm(argv: list[str]) -> int:
         extra=tuple(word for text in options.sbatch for word in shlex.split(text)),
     )
     repository = find_repository()
-    arguments = [options.config, *config_arguments]
+    arguments = [options.config, *training_words(options), *config_arguments]
     text = render((repository / SCRIPT).read_text(encoding="utf-8"), job, JobPlace(repository, Path.cwd()), arguments)
     if options.dry_run:
         print(text, end="")
@@ -185,6 +185,7 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, or the name of a shipped one such as gpt3-base")
     parser.add_argument("--dry-run", action="store_true", help="check the run and show what would be started")
+    add_training_options(parser)
     return parser
 
 

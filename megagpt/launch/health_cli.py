@@ -15,7 +15,7 @@ from megagpt.config_cli import CommandParser, config_arguments_help, split_argum
 from megagpt.config_file import load_config
 from megagpt.errors import ConfigError, MegagptError
 from megagpt.launch.agent import this_node
-from megagpt.launch.check import TRAINING_FLAGS, count_gpus
+from megagpt.launch.check import add_training_options, count_gpus
 from megagpt.launch.health_node import NodeReport, Wanted, checked_within
 from megagpt.parallel.launcher import complete_environment, launched_rank, launched_world_size
 from megagpt.plan import make_plan
@@ -101,11 +101,10 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--timeout", type=float, default=120, metavar="SECONDS", help="for each part of the check (default: 120)"
     )
+    add_training_options(parser)  # a job's script hands on everything, what is for training too
     own, config_arguments = split_arguments(argv)
     config_arguments_help(parser)
     options, unknown = parser.parse_known_args(own)
-    # a job's script hands on everything, what is for training too
-    unknown = [word for word in unknown if word not in TRAINING_FLAGS]
     if unknown:
         wrong = [word for word in unknown if word.startswith("-")] or unknown
         raise ConfigError([unknown_argument(word, ["--gpus", "--ranks-per-node", "--timeout"]) for word in wrong])

@@ -18,6 +18,7 @@ from megagpt.config_cli import CommandParser, split_arguments
 from megagpt.config_file import load_config
 from megagpt.errors import TrainingError
 from megagpt.launch.agent import read_reports
+from megagpt.launch.check import add_training_options
 from megagpt.launch.restarts import decide, starts_without_progress
 from megagpt.training.run_record import COMPLETE, read_sessions
 
@@ -44,9 +45,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--most-restarts", type=int, default=3)
     parser.add_argument("--status", type=int, default=0)
     parser.add_argument("--asked-to", choices=["", "requeue", "stop"], default="")
+    add_training_options(parser)
     own, config_arguments = split_arguments(argv)
-    # as a rank does, this leaves alone what is for the trainer, such as --trace
-    options, _ = parser.parse_known_args(own)
+    options = parser.parse_args(own)
     run = Path(load_config(options.config, config_arguments).config.run.folder)
     return _begin(run, options) if options.command == "begin" else _after(run, options)
 

@@ -125,7 +125,7 @@ class SlurmLab:
         """A power loss: kill -9 of the node's daemon and everything below it."""
         log = f"{self.folder}/slurmd-{node}.log"
         steps = [pid for pid in _pids() if _command(pid) == "slurmstepd" and log in _open_files(pid)]
-        victims = [self._pid(node), *(pid for step in steps for pid in _tree(step))]
+        victims = [self._pid(node), *(pid for step in steps for pid in process_tree(step))]
         (self.folder / f"slurmd-{node}.pid").unlink()
         for pid in victims:
             _signal(pid, signal.SIGKILL)
@@ -194,7 +194,7 @@ def _open_files(pid: int) -> set[str]:
         return set()
 
 
-def _tree(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """A process and all below it."""
     below: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -202,7 +202,7 @@ def _tree(pid: int) -> list[int]:
             below += [int(word) for word in path.read_text().split()]
         except OSError:
             continue
-    return [pid, *(found for child in below for found in _tree(child))]
+    return [pid, *(found for child in below for found in process_tree(child))]
 
 
 def _signal(pid: int, number: int) -> None:

@@ -104,6 +104,12 @@ def test_a_dry_run_prints_a_line_that_a_shell_reads_back(data: Path, capsys: pyt
     words = shlex.split(capsys.readouterr().out)
     assert words[words.index("--nproc-per-node") + 1] == "2"
     assert words[words.index("megagpt.launch.rank") + 1 :] == [str(data / "run.toml"), *run_arguments(data)]
+    assert launch(data, "torchrun", "--trace", "--allow-data-change", "--resume", "auto") == 0
+    words = shlex.split(capsys.readouterr().out)
+    kept = ["--trace", "--allow-data-change", "--resume", "auto"]
+    assert words[words.index("megagpt.launch.rank") + 1 :] == [str(data / "run.toml"), *kept, *run_arguments(data)]
+    assert launch(data, "torchrun", "--resume", "newest") == 2
+    assert 'checkpoint.resume = "newest" (command line)' in capsys.readouterr().err
     assert launch(data, "deepspeed", "--ranks", "2") == 0
     assert "--num_accelerators 2 --master_port 29500" in capsys.readouterr().out
 
