@@ -149,6 +149,14 @@ class Engine:
         norms = torch._foreach_norm(held) if (held := self._held_gradients()) else [torch.zeros(())]
         return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
+    def finish_passes(self) -> None:
+        """Wait until this rank's GPU has done what it was given, for a time that is the rank's own to mean something.
+
+        The step's signs wait for it anyway.
+        """
+        if self.mesh.device.type == "cuda":
+            torch.cuda.synchronize(self.mesh.device)
+
     def update(self, lr: float) -> UpdateResult:
         """Reduce over the data group, clip by the global norm and update the weights.
 

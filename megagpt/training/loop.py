@@ -17,6 +17,7 @@ from megagpt.training.progress import Phase, Progress
 from megagpt.training.recorder import Recorder
 from megagpt.training.run_trace import RunTrace
 from megagpt.training.signs import RankSigns, gather_signs, stop_asked
+from megagpt.training.slow_ranks import SlowRanks
 from megagpt.training.snapshot import take_snapshot
 from megagpt.training.stop import Stopped, StopSignals
 from megagpt.training.totals import StepTotals, dropout_seed, losses_finite, reduce_losses, reduce_num_loss_tokens
@@ -35,6 +36,7 @@ class TrainingRun:
     stop: StopSignals
     progress: Progress
     policies: Policies
+    slow: SlowRanks
 
 
 def train(run: TrainingRun, first_step: int) -> Stopped | None:
@@ -65,16 +67,18 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
         losses = engine.forward_backward(micro_batches, loss_weight, step_seed, run.trace.of_step(step))
         engine.reduce_model_parallel_gradients()
         finite = losses_finite(losses), engine.local_gradients_finite()
+        engine.finish_passes()
         progress.mark(Phase.SIGNS)
         own_seconds = progress.seconds(Phase.DATA, Phase.PASSES)
         signs = gather_signs(RankSigns(*finite, run.stop.requested, own_seconds), mesh)
+        run.slow.observe(signs)
         totals = reduce_losses(losses, mesh)
         lr = plan.learning_rate(step)
         may_update = run.policies.may_update(signs, step)
         progress.mark(Phase.UPDATE)
         update = engine.update(lr) if may_update else engine.skip_update(lr)
         totals = run.policies.end_step(step, totals, update)
-        recorder.end_step(step, totals, update)
+        recorder.end_step(step, totals, update, run.slow.slowest)
         run.trace.end_step(step)
         done = step + 1
         progress.mark(Phase.CHECK)

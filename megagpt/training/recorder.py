@@ -16,6 +16,7 @@ from megagpt.training.metrics import (
     perplexity,
 )
 from megagpt.training.run_state import StateWriter
+from megagpt.training.slow_ranks import Slowest
 from megagpt.training.totals import StepTotals
 
 
@@ -48,7 +49,7 @@ class Recorder:
         """Seconds since this rank's step started."""
         return time.perf_counter() - self._started
 
-    def end_step(self, step: int, totals: StepTotals, update: UpdateResult) -> None:
+    def end_step(self, step: int, totals: StepTotals, update: UpdateResult, slowest: Slowest | None = None) -> None:
         """The 0-based step is done; written every log.interval_steps, at the end, and where it was skipped (NaN)."""
         self._seconds += self.step_seconds()
         batch = self._plan.step_batch(step)
@@ -74,6 +75,8 @@ class Recorder:
             tokens_per_second=rate,
             model_tflops=model_tflops,
             mfu=model_tflops / self._peak_tflops if self._peak_tflops else None,
+            slowest_rank=slowest.rank if slowest else None,
+            slowest_ratio=slowest.ratio if slowest else None,
         )
         self._steps = self._tokens = 0
         self._seconds = 0.0

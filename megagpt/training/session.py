@@ -30,6 +30,7 @@ from megagpt.training.resume import describe_resume, resume_run
 from megagpt.training.run_environment import RankPlace, this_host
 from megagpt.training.run_session import RunSession
 from megagpt.training.run_trace import TRACE_FILE, RunTrace, traced_steps
+from megagpt.training.slow_ranks import SlowRanks
 from megagpt.training.stop import Stopped, StopSignals
 from megagpt.training.terminal import TerminalSink
 from megagpt.training.watchdog import Watchdog, WatchedRank, collective_timeout
@@ -76,7 +77,8 @@ def _meet_and_train(
     plan, layout = prepared.plan, prepared.plan.layout
     timeout = collective_timeout(plan.config.faults.hang_timeout_seconds)
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context, timeout)
-    session.write_environment(_gather_places(mesh), torch.version.cuda)
+    places = _gather_places(mesh)
+    session.write_environment(places, torch.version.cuda)
     progress.mark(Phase.BUILD)
     engine = build_engine(plan, mesh)
     progress.mark(Phase.LOAD)
@@ -95,7 +97,9 @@ def _meet_and_train(
     run_trace = RunTrace(mesh, steps, prepared.folder / TRACE_FILE, console)
     try:
         policies = Policies(plan.config, prepared.faults_before, console)
-        run = TrainingRun(prepared, mesh, engine, recorder, console, run_trace, stop, progress, policies)
+        hosts, ratio = [place.host for place in places], plan.config.faults.slow_rank_ratio
+        slow = SlowRanks(layout, hosts, ratio, lambda line: _print_trouble(console, line))
+        run = TrainingRun(prepared, mesh, engine, recorder, console, run_trace, stop, progress, policies, slow)
         stopped = train(run, first_step)
     finally:
         recorder.close()

@@ -88,6 +88,6 @@ def train_rank_aloud(arguments: list[str]) -> str:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of a run, without the fields that are times."""
-    timed = {"seconds_per_step", "tokens_per_second", "model_tflops", "mfu"}
+    timed = {"seconds_per_step", "tokens_per_second", "model_tflops", "mfu", "slowest_rank", "slowest_ratio"}
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]

@@ -1,5 +1,7 @@
 """A rank that hangs, stops answering or dies: all end with a status that means "start again", and say who it was."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from megagpt.checkpoint.retention import latest_step
 from megagpt.parallel.mesh import build_mesh
 from megagpt.training.exit_status import RESTART
 from megagpt.training.run_record import read_sessions
-from tests.parallel.faulty import Ended, Fault, die, sleep_forever, stop_answering, train_with_faults
+from tests.parallel.faulty import Ended, Fault, die, doze, sleep_forever, stop_answering, train_with_faults
 from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, run_arguments
 
@@ -128,3 +130,21 @@ def test_another_error_keeps_its_traceback(data: Path, tmp_path: Path) -> None:
     assert failed.status == 1
     assert "RuntimeError: our own mistake" in failed.printed
     assert left.status == RESTART
+
+
+def test_a_slow_rank_is_named(data: Path, tmp_path: Path) -> None:
+    """Rank 1 dozes in every step: the log names it, and each record of a step says by how much."""
+    doze_always = [Fault(1, "dropout_seed", 1, doze, again=True)]
+    long = ("--train.steps=21", "--evaluation.interval_steps=0", "--checkpoint.interval_steps=0")
+    ended = train(data, tmp_path / "run", doze_always, *long)
+    assert [rank.status for rank in ended] == [0, 0], ended
+    (line,) = [line for line in ended[0].printed.splitlines() if line.startswith("slow: ")]
+    assert re.fullmatch(
+        r"slow: rank 1 on \S+ takes [\d.]+ times as long as the other data ranks \(median of 20 steps\)", line
+    )
+    assert "slow: " not in ended[1].printed
+    lines = (tmp_path / "run" / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if "loss" in record]
+    assert sum(record["slowest_rank"] == 1 and record["slowest_ratio"] > 1.5 for record in records) > 15
+    ended = train(data, tmp_path / "unnamed", doze_always, *long, "--faults.slow_rank_ratio=0")
+    assert "slow: " not in ended[0].printed

@@ -55,6 +55,8 @@ def test_jsonl_has_every_number(tmp_path):
         "tokens_per_second": 400.0,
         "model_tflops": 0.05,
         "mfu": 0.4,
+        "slowest_rank": None,
+        "slowest_ratio": None,
     }
     assert evaluation == {
         "step": 1,

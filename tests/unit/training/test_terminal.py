@@ -98,7 +98,7 @@ def save_with(monkeypatch, save, done: int) -> str:
     plan = SimpleNamespace(num_steps=10, config=SimpleNamespace(checkpoint=settings))
     prepared = SimpleNamespace(checkpoints=Path("x"), plan=plan)
     policies = SimpleNamespace(history=None)
-    run = loop.TrainingRun(prepared, None, None, None, console, None, None, Progress(), policies)  # type: ignore[arg-type]
+    run = loop.TrainingRun(prepared, None, None, None, console, None, None, Progress(), policies, None)  # type: ignore[arg-type]
     loop._save(run, done, 1.0, done == plan.num_steps)
     return console.file.getvalue()
 
