@@ -111,6 +111,7 @@ def prepare_run(
     if missing:
         raise ConfigError(missing)
     assert tokenizer is not None
+    loaded = LoadedConfig(plan.config, plan.origins)  # parallel.elastic may have found another layout
     identity = _identity(plan, tokenizer)
     choice = _choose(loaded, plan, identity)
     resume, changed = choice.checkpoint, _changed(loaded, choice)

@@ -106,6 +106,14 @@ def test_harmless_changes_are_said(trained: Path, tmp_path: Path, capsys: pytest
     assert prepare_small(arguments).changed == ()
 
 
+def test_a_layout_that_was_found_is_said(trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("run"))
+    elastic = ["--parallel.elastic=true", "--parallel.pipeline=2", "--train.steps=2"]
+    run_ranks(2, train_rank, run_arguments(folder, *elastic))
+    changes = [difference.describe() for difference in prepare_small(run_arguments(folder, *elastic)).changed]
+    assert changes == ["parallel.pipeline 2 → 1 (parallel.elastic)"]
+
+
 def test_a_configuration_of_another_megagpt_is_no_obstacle(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
     config = folder / "run" / "checkpoints" / "step-00000002" / "config.toml"
