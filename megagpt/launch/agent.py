@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
     options = [("--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT"), ("--shutdown-timeout", str(_SHUTDOWN_SECONDS))]
     argv = [*(word for option in options if option[0] in known for word in option), *argv]
     os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[${rank}] ")  # torchrun's own: "[default0]:"
+    # ranks that start again must not find the addresses of the dead ones (pytorch issue 135712)
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     signal.signal(signal.SIGUSR1, _pass_on)
     signal.signal(signal.SIGTERM, _pass_on)
     try:

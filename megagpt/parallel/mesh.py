@@ -24,7 +24,7 @@ from torch.distributed import ProcessGroup
 
 from megagpt.errors import ConfigError
 from megagpt.parallel.cpu import patch_megatron_for_cpu
-from megagpt.parallel.launcher import launched_world_size
+from megagpt.parallel.launcher import launched_rank, launched_world_size
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,29 @@ def _this_device() -> torch.device:
 def _start_process_group(world_size: int, device: torch.device, timeout_seconds: float) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
-    if "MASTER_ADDR" in os.environ:
+    if _is_restart_of_one_agent():
+        # torchrun keeps one store for all attempts, and ranks would find the addresses of those that are dead there
+        # (pytorch issue 135712); agents of several machines count their restarts apart, and need
+        # TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which megagpt's launchers set
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        shared = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+        store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", shared)
+        dist.init_process_group(backend, rank=launched_rank(), world_size=world_size, store=store, timeout=timeout)
+    elif "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
         assert world_size == 1, "more than one rank needs a launcher that sets MASTER_ADDR"
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore(), timeout=timeout)
+
+
+def _is_restart_of_one_agent() -> bool:
+    environment = os.environ
+    shares_store = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return (
+        shares_store
+        and environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        and environment.get("GROUP_WORLD_SIZE") == "1"
+    )
 
 
 def _embedding_group(pipeline: int) -> ProcessGroup | None:
