@@ -282,6 +282,29 @@ class FaultsSection(Section):
     most_skipped_steps: int = Field(
         default=10, ge=1, description="updates that may be skipped in a row; at one more, training stops"
     )
+    spike_factor: float | None = Field(
+        default=None,
+        gt=0,
+        description="standard deviations above the median of the last losses from which a loss is a spike, such as 7; "
+        "the run then goes back to a checkpoint and leaves samples out; unset: never",
+    )
+    spike_window_steps: int = Field(
+        default=100, ge=2, description="steps whose losses a spike is measured by; before so many there is none"
+    )
+    spike_patience_steps: int = Field(
+        default=3, ge=1, description="steps in a row whose loss must be a spike before the run goes back"
+    )
+    rewind_steps: int = Field(
+        default=100, ge=0, description="steps before a loss spike that the checkpoint to go back to is old, or more"
+    )
+    skip_steps: int = Field(
+        default=100,
+        ge=0,
+        description="steps after a loss spike whose samples are left out, as are all since the checkpoint",
+    )
+    most_rewinds: int = Field(
+        default=20, ge=1, description="times that the whole run may go back; at one more, training stops"
+    )
 
 
 class LogSection(Section):

@@ -14,6 +14,7 @@ from megagpt.model.cost import FlopsPerToken, count_parameters, flops_per_token,
 from megagpt.model.spec import ModelSpec
 from megagpt.plan_batches import BatchPlan, StepBatch, plan_batches
 from megagpt.plan_checks import (
+    check_faults,
     check_model,
     check_pipeline,
     check_tensor,
@@ -138,6 +139,7 @@ def _plan_as_configured(
         *check_batches(loaded, data_ranks),
         *check_data(loaded),
         *check_training(loaded),
+        *check_faults(loaded),
     ]
     if problems or vocab_size is None or data_ranks is None:
         raise ConfigError(problems)

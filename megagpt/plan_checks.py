@@ -196,3 +196,23 @@ def check_training(loaded: LoadedConfig) -> list[str]:
                 f"use at most {start}"
             )
     return problems
+
+
+def check_faults(loaded: LoadedConfig) -> list[str]:
+    """A run that goes back before loss spikes keeps checkpoints that are old enough."""
+    faults, checkpoint = loaded.config.faults, loaded.config.checkpoint
+    if faults.spike_factor is None:
+        return []
+    interval, factor = loaded.describe("checkpoint.interval_steps"), loaded.describe("faults.spike_factor")
+    if checkpoint.interval_steps == 0:
+        return [f"{factor}, but with {interval} there is no checkpoint to go back to; use 1 or more"]
+    wanted_steps = faults.rewind_steps + faults.spike_patience_steps - 1
+    kept_steps = (checkpoint.keep - 1) * checkpoint.interval_steps
+    if kept_steps >= wanted_steps or checkpoint.keep_every_steps:
+        return []
+    keep = 1 - -wanted_steps // checkpoint.interval_steps
+    return [
+        f"{factor}, but {loaded.describe('checkpoint.keep')} with {interval} keeps checkpoints of at most {kept_steps} "
+        f"steps ago, and going back needs {wanted_steps} ({loaded.describe('faults.rewind_steps')}, "
+        f"{loaded.describe('faults.spike_patience_steps')}); use checkpoint.keep of at least {keep}"
+    ]

@@ -163,7 +163,7 @@ class Manifest:
             values["phases"] = phases_from_json(values.get("phases", []))
             values["faults"] = FaultHistory.from_json(values.get("faults"))
             return cls(**values)
-        except (TypeError, KeyError, AttributeError, CheckpointError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, CheckpointError) as error:
             raise DamagedCheckpointError(f"{where} is damaged: {error}; {_USE_ANOTHER}") from None
         except AssertionError as error:  # of ModelSpec
             raise DamagedCheckpointError(

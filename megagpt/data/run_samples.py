@@ -12,6 +12,7 @@ from megagpt.config_file import load_config
 from megagpt.data.blend import BlendedSamples
 from megagpt.data.blend_history import Phase, continue_phases
 from megagpt.data.corpora import Corpus, corpus_entries, open_corpora
+from megagpt.data.sample_skips import SampleSkip, after_skips, num_skipped
 from megagpt.errors import ConfigError
 from megagpt.plan import RunPlan, make_plan
 from megagpt.tokenizer import Tokenizer, load_tokenizer
@@ -26,11 +27,13 @@ class RunSamples(NamedTuple):
     corpora: tuple[Corpus, ...]
     blend: BlendedSamples
     first_sample: int
+    skips: tuple[SampleSkip, ...] = ()
 
     @property
     def num_samples(self) -> int:
-        """Samples of the whole run."""
-        return self.plan.batches.total_tokens // self.plan.spec.sequence_length
+        """Samples of the whole run, with those that it leaves out."""
+        in_plan = self.plan.batches.total_tokens // self.plan.spec.sequence_length
+        return in_plan + num_skipped(self.skips, self.plan.num_steps)
 
 
 def open_run_samples(
@@ -53,24 +56,25 @@ def open_run_samples(
     plan = make_plan(loaded, config.parallel.tensor * config.parallel.pipeline, tokenizer.vocab_size)
     folder = config.data.index_folder if index_folder is None else index_folder
     corpora = open_corpora(entries, tokenizer, plan.spec.vocab_size, folder, keep_small, say)
-    history, first_sample = _history(Path(run) / "checkpoints", plan)
+    history, skips, first_step = _history(Path(run) / "checkpoints")
+    first_sample = after_skips(plan.step_batch(first_step), skips).first_sample
     shares = tuple(corpus.share for corpus in corpora)
     sessions = read_sessions(Path(run))  # the last one may have been allowed other data, and not saved yet
     may_replace = bool(sessions) and sessions[-1].start.allow_data_change
     phases = continue_phases(history, first_sample, shares, config.data.corpora is not None, may_replace)
     length, seed = plan.spec.sequence_length, config.run.seed
     samples = {corpus.fingerprint: corpus.samples("train", length, seed) for corpus in corpora}
-    return RunSamples(plan, tokenizer, corpora, BlendedSamples(phases, samples), first_sample)
+    return RunSamples(plan, tokenizer, corpora, BlendedSamples(phases, samples), first_sample, skips)
 
 
-def _history(checkpoints: Path, plan: RunPlan) -> tuple[tuple[Phase, ...], int]:
-    """The phases in the latest checkpoint, and the first sample after it."""
+def _history(checkpoints: Path) -> tuple[tuple[Phase, ...], tuple[SampleSkip, ...], int]:
+    """The phases in the latest checkpoint, the samples left out before it, and its step."""
     if not checkpoints.is_dir():
-        return (), 0
+        return (), (), 0
     from megagpt.checkpoint.read import latest_checkpoint, read_manifest
 
     latest = latest_checkpoint(checkpoints)
     if latest is None:
-        return (), 0
+        return (), (), 0
     manifest = read_manifest(latest)
-    return manifest.phases, plan.step_batch(manifest.step).first_sample
+    return manifest.phases, manifest.faults.skips, manifest.step

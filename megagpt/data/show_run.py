@@ -1,6 +1,7 @@
 """The batch that a run reads at a step, as text. In: a run folder or configuration, a step. Out: text."""
 
 from megagpt.data.run_samples import open_run_samples
+from megagpt.data.sample_skips import after_skips
 from megagpt.data.show import show_batch
 from megagpt.data.stream import BatchStream
 from megagpt.errors import ConfigError
@@ -23,4 +24,5 @@ def show_step(run: str, step: int) -> str:
         return blend.place_of(sample)[0].name
 
     several = len(opened.corpora) > 1 or len(blend.phases) > 1
-    return show_batch(stream, plan.step_batch(step), opened.tokenizer, corpus_of if several else None)
+    batch = after_skips(plan.step_batch(step), opened.skips)
+    return show_batch(stream, batch, opened.tokenizer, corpus_of if several else None)

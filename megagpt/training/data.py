@@ -17,6 +17,7 @@ from megagpt.data.blend_history import CorpusShare, Phase, continue_phases
 from megagpt.data.corpora import Corpus, corpus_entries, open_corpora
 from megagpt.data.entropy import count_labels, unigram_entropy
 from megagpt.data.index_core import NOTE, index_core, is_native
+from megagpt.data.sample_skips import after_skips, num_skipped
 from megagpt.data.samples import SampleIndex
 from megagpt.errors import CheckpointError
 from megagpt.parallel.launcher import launched_rank
@@ -49,6 +50,7 @@ class RunData:
     training: BlendedSamples
     validation: HeldOut | None  # None where no corpus has a validation split
     first_sample: int  # the first one that this session reads
+    num_skipped: int = 0  # samples before it that no step has read (data/sample_skips.py)
 
 
 def prepare_data(
@@ -67,7 +69,8 @@ def prepare_data(
     say = (lambda text: print(text, file=sys.stderr)) if launched_rank() == 0 else (lambda text: None)
     entries = corpus_entries(config.data)
     corpora = open_corpora(entries, tokenizer, plan.spec.vocab_size, config.data.index_folder, say=say)
-    first_sample = plan.step_batch(resume_from[1].step).first_sample if resume_from else 0
+    skips, first_step = (resume_from[1].faults.skips, resume_from[1].step) if resume_from else ((), 0)
+    first_sample = after_skips(plan.step_batch(first_step), skips).first_sample
     shares = tuple(corpus.share for corpus in corpora)
     phases: tuple[Phase, ...] = (Phase(0, shares),)
     if resume_from is not None:
@@ -78,13 +81,14 @@ def prepare_data(
     training = BlendedSamples(phases, samples)
     if resume_from is None or resume_from[1].step < plan.num_steps:
         training.open_at(first_sample)
-    return RunData(training, _held_out(plan, tokenizer, corpora), first_sample)
+    held_out = _held_out(plan, tokenizer, corpora)
+    return RunData(training, held_out, first_sample, num_skipped(skips, first_step))
 
 
 def describe_data(data: RunData, plan: RunPlan) -> list[str]:
     """Lines for a person: how much text, how often each corpus is read until the end of the run, what changes now."""
     training = data.training
-    num_samples = plan.batches.total_tokens // training.sequence_length
+    num_samples = plan.batches.total_tokens // training.sequence_length + data.num_skipped
     uses = training.uses(num_samples)
     if len(uses) == 1:
         lines = [f"data: {training.num_tokens:,} training tokens, {uses[0].epochs:.2f} epochs"]

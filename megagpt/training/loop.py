@@ -15,6 +15,7 @@ from megagpt.training.policies import Policies
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.progress import Phase, Progress
 from megagpt.training.recorder import Recorder
+from megagpt.training.rewind import rewind
 from megagpt.training.run_trace import RunTrace
 from megagpt.training.signs import RankSigns, gather_signs, stop_asked
 from megagpt.training.slow_ranks import SlowRanks
@@ -55,10 +56,11 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
     replicas.check_when_due(first_step)
     if asked := stop_asked(gather_signs(RankSigns(True, True, run.stop.requested), mesh)):
         return Stopped(asked, first_step, was_saved=False)
-    for step in range(first_step, plan.num_steps):
+    step = first_step
+    while step < plan.num_steps:
         recorder.start_step()
         progress.mark(Phase.DATA, step + 1)
-        micro_batches = stream.micro_batches(plan.step_batch(step))
+        micro_batches = stream.micro_batches(run.policies.samples_of(plan.step_batch(step)))
         progress.mark(Phase.TOKENS)
         # DeepSpeed averages over the gradient ranks: the weight makes that a sum over all tokens that count
         loss_weight = mesh.gradient_size / reduce_num_loss_tokens(micro_batches, mesh)
@@ -80,7 +82,11 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
         totals = run.policies.end_step(step, totals, update)
         recorder.end_step(step, totals, update, run.slow.slowest)
         run.trace.end_step(step)
-        done = step + 1
+        done = step = step + 1
+        if run.policies.wants_rewind:
+            progress.mark(Phase.LOAD)
+            step = rewind(run.prepared, engine, run.policies, recorder, run.console, done)
+            continue
         progress.mark(Phase.CHECK)
         replicas.check_when_due(done)
         if _due(done, plan.config.evaluation.interval_steps, plan.num_steps):

@@ -7,12 +7,15 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from megagpt.checkpoint.manifest import write_durably
 from megagpt.config import LogSection, RunConfig
 from megagpt.config_file import dump_toml
 from megagpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class MetricsSink(Protocol):
     def write(self, record: Record) -> None:
         """Take one record."""
 
+    def rewind(self, step: int) -> None:
+        """Drop the records of steps after `step`, which are undone."""
+
     def close(self) -> None:
         """Write out what is still buffered."""
 
@@ -77,10 +83,8 @@ class JsonlSink:
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
-            write_durably(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = self._open_at(first_step)
 
     def write(self, record: Record) -> None:
         """Append one line."""
@@ -88,27 +92,47 @@ class JsonlSink:
         self._file.write(json.dumps(values, allow_nan=False) + "\n")
         self._file.flush()
 
+    def rewind(self, step: int) -> None:
+        """Write the file anew without them."""
+        self._file.close()
+        self._file = self._open_at(step)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _open_at(self, step: int) -> TextIO:
+        if self._path.exists():
+            kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            write_durably(self._path, "".join(line + "\n" for line in kept))
+        return self._path.open("a", encoding="utf-8")
 
 
 class TensorBoardSink:
     """TensorBoard event files under RUN/tensorboard."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+        self._folder = folder
+        self._writer = self._open_at(first_step)
 
     def write(self, record: Record) -> None:
         """One scalar for each number."""
         for name, value in _numbers(record).items():
             self._writer.add_scalar(name, value, record.step)
 
+    def rewind(self, step: int) -> None:
+        """A new event file, which tells TensorBoard to hide them."""
+        self._writer.close()
+        self._writer = self._open_at(step)
+
     def close(self) -> None:
         """Flush the event file."""
         self._writer.close()
+
+    def _open_at(self, step: int) -> "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=step + 1)
 
 
 class WandbSink:
@@ -140,6 +164,9 @@ class WandbSink:
     def write(self, record: Record) -> None:
         """Log every number at the record's step."""
         self._run.log(_numbers(record), step=record.step)
+
+    def rewind(self, step: int) -> None:
+        """wandb's steps only grow: it keeps them, and takes no other record of the same steps."""
 
     def close(self) -> None:
         """End the wandb run."""

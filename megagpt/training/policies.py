@@ -3,6 +3,8 @@
 A loss or gradient that is not finite stops the run, or, with faults.not_finite = "skip", its update is left out: the
 batch counts as read, and weights, moments and AdamW's step count stay as they were. The gradient of fp16 is not our
 business: where it overflows, DeepSpeed leaves the update out itself and lowers the loss scale.
+
+A loss that is far above those before it, for some steps in a row, asks for a rewind (rewind.py), if that is wanted.
 """
 
 import math
@@ -12,9 +14,12 @@ from rich.console import Console
 
 from megagpt.checkpoint.fault_history import FaultHistory
 from megagpt.config import RunConfig
+from megagpt.data.sample_skips import after_skips
 from megagpt.errors import TrainingError
 from megagpt.parallel.engine import UpdateResult
+from megagpt.plan_batches import StepBatch
 from megagpt.training.signs import RankSigns, check_finite, describe_not_finite
+from megagpt.training.spikes import is_spike
 from megagpt.training.totals import StepTotals
 
 
@@ -29,6 +34,10 @@ class Policies:
         self._faults, self._console = config.faults, console
         self._fp16 = config.train.precision == "fp16"
         self._is_skipped = False  # the present step
+
+    def samples_of(self, batch: StepBatch) -> StepBatch:
+        """The plan's batch of a step, with the samples that it reads in this run."""
+        return after_skips(batch, self.history.skips)
 
     def may_update(self, signs: list[RankSigns], step: int) -> bool:
         """Whether the 0-based step is fit for an update. Raises TrainingError where training must stop."""
@@ -47,6 +56,7 @@ class Policies:
         """
         if update.applied or (self._fp16 and not self._is_skipped):
             self.history = replace(self.history, skipped_in_a_row=0)
+            self._look_for_spike(totals.loss)
             return totals
         if not self._is_skipped:  # the gradients of every rank are finite, the norm of all together is not
             if self._faults.not_finite == "stop":
@@ -55,7 +65,25 @@ class Policies:
                     'out and training stopped. Lower train.lr, or set faults.not_finite = "skip"'
                 )
             self._skip("the norm of the gradient over all ranks is not finite", step)
+        if self.history.spiking_steps:
+            self.history = replace(self.history, spiking_steps=self.history.spiking_steps + 1)
         return totals._replace(loss_sum=math.nan)
+
+    @property
+    def wants_rewind(self) -> bool:
+        """Whether the loss has been a spike for faults.spike_patience_steps steps in a row."""
+        return self.history.spiking_steps >= self._faults.spike_patience_steps
+
+    def _look_for_spike(self, loss: float) -> None:
+        """The losses of a spike are not among those that the next are measured by."""
+        factor, window_steps = self._faults.spike_factor, self._faults.spike_window_steps
+        if factor is None:
+            self.history = replace(self.history, losses=(), spiking_steps=0)
+        elif is_spike(loss, self.history.losses, factor, window_steps):
+            self.history = replace(self.history, spiking_steps=self.history.spiking_steps + 1)
+        else:
+            losses = (*self.history.losses, loss)[-window_steps:]
+            self.history = replace(self.history, losses=losses, spiking_steps=0)
 
     def _skip(self, trouble: str, step: int) -> None:
         skipped, most = self.history.skipped_in_a_row + 1, self._faults.most_skipped_steps

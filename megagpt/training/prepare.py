@@ -59,8 +59,13 @@ class PreparedRun:
 
     @property
     def faults_before(self) -> FaultHistory:
-        """What the run remembers of its faults where this session begins."""
-        return self.resume_from[1].faults if self.resume_from else FaultHistory()
+        """What the run remembers of its faults where this session begins; losses on other data tell nothing."""
+        if self.resume_from is None:
+            return FaultHistory()
+        manifest = self.resume_from[1]
+        if manifest.phases != self.data.training.phases:
+            return replace(manifest.faults, losses=(), spiking_steps=0)
+        return manifest.faults
 
     def training_stream(self, mesh: "Mesh") -> BatchStream:
         """This rank's training batches."""
@@ -138,7 +143,7 @@ def _choose(
     loaded: LoadedConfig, plan: RunPlan, identity: RunIdentity, damaged: tuple[PassedOver, ...] = ()
 ) -> ResumeChoice:
     def check(folder: Path) -> Manifest:
-        return _check_checkpoint(folder, loaded, plan, identity)
+        return _checked(folder, loaded, plan, identity)
 
     return choose_checkpoint(loaded, Path(loaded.config.run.folder) / "checkpoints", check, damaged)
 
@@ -147,7 +152,12 @@ def _changed(loaded: LoadedConfig, choice: ResumeChoice) -> tuple[Difference, ..
     return tuple(changed_settings(choice.checkpoint[0], loaded) or ()) if choice.checkpoint else ()
 
 
-def _check_checkpoint(folder: Path, loaded: LoadedConfig, plan: RunPlan, identity: RunIdentity) -> Manifest:
+def check_checkpoint(prepared: PreparedRun, folder: Path) -> Manifest:
+    """The manifest of a checkpoint that the run can go back to. Raises CheckpointError where it is not of this run."""
+    return _checked(folder, prepared.loaded, prepared.plan, prepared.identity)
+
+
+def _checked(folder: Path, loaded: LoadedConfig, plan: RunPlan, identity: RunIdentity) -> Manifest:
     manifest = check_belongs(folder, identity, loaded)
     tokens = plan.batches.tokens_after(manifest.step - 1)
     if tokens != manifest.tokens:  # the next step would not begin with the next sample

@@ -84,6 +84,13 @@ class Recorder:
             self._state.measured(record.tokens_per_second, record.seconds_per_step)
         self._write(record)
 
+    def rewind(self, step: int) -> None:
+        """The run has gone back to after `step` steps: records of later ones are dropped."""
+        self._steps = self._tokens = 0
+        self._seconds = 0.0
+        for sink in self._sinks:
+            self._try(partial(sink.rewind, step), f"records after step {step} could not be dropped")
+
     def evaluated(
         self, step: int, totals: StepTotals, unigram_entropy: float, corpus: str | None = None
     ) -> EvaluationRecord:

@@ -34,6 +34,11 @@ class TerminalSink:
             )
             self._progress.update(self._task, completed=record.step, status=status)
 
+    def rewind(self, step: int) -> None:
+        """Turn the bar back; lines stay."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
     def close(self) -> None:
         """Take the bar away."""
         if self._progress is not None:

@@ -209,6 +209,17 @@ ONE_PROBLEM = [
         "the end "
         "of warm-up; use 1 or more",
     ),
+    (
+        ("--faults.spike_factor=7", "--checkpoint.interval_steps=0"),
+        "faults.spike_factor = 7.0 (command line), but with checkpoint.interval_steps = 0 (command line) there is no "
+        "checkpoint to go back to; use 1 or more",
+    ),
+    (
+        ("--faults.spike_factor=7", "--checkpoint.interval_steps=30"),
+        "faults.spike_factor = 7.0 (command line), but checkpoint.keep = 3 (default) with checkpoint.interval_steps = "
+        "30 (command line) keeps checkpoints of at most 60 steps ago, and going back needs 102 (faults.rewind_steps = "
+        "100 (default), faults.spike_patience_steps = 3 (default)); use checkpoint.keep of at least 5",
+    ),
 ]
 
 
