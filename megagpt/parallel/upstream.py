@@ -43,7 +43,7 @@ _MEGATRON = [
         _MESH,
         "cutting the ranks into axes",
         parameters="tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
-        "context_parallel_size create_gloo_process_groups",
+        "context_parallel_size create_gloo_process_groups distributed_timeout_minutes",
     ),
     Upstream(
         _STATE,
@@ -196,6 +196,7 @@ _DEEPSPEED = [
         "taking up process groups that run already",
         parameters="dist_init_required verbose",
     ),
+    Upstream("deepspeed.launcher.runner", "", "launch/commands.py", "its launcher, started as a program"),
     _engine("optimizer module", "the optimizer and the module as DeepSpeed wraps them"),
     _engine("enable_backward_allreduce", "keeping the reduction out of the backward pass until our own sums are done"),
     _engine(
