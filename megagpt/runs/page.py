@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.text import Text
 
-from megagpt.runs.summary import CheckpointSummary, RunSummary, checkpoints_of, step_records, summarise
+from megagpt.runs.summary import CheckpointSummary, RunSummary, checkpoints_of, summarise
 from megagpt.runs.table import STATE_STYLES, shown_age, shown_rate
 from megagpt.training.run_environment import ENVIRONMENT_FILE
 from megagpt.training.run_files import read_json, shown_time
 from megagpt.training.run_record import Session
-from megagpt.training.run_state import read_state
+from megagpt.training.run_state import read_state, step_records
 
 if sys.version_info >= (3, 11):
     import tomllib

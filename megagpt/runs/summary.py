@@ -4,7 +4,6 @@ In: a run folder, which may be damaged, foreign, or written to at this moment. O
 heavy: hundreds of runs are read at once.
 """
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -15,13 +14,19 @@ from megagpt.training.run_environment import this_host
 from megagpt.training.run_files import read_json, seconds_since
 from megagpt.training.run_lock import is_locked
 from megagpt.training.run_record import SESSIONS_FILE, Session, ending_state, read_sessions
-from megagpt.training.run_state import RUNNING, STATE_FILE, RunState, read_state
+from megagpt.training.run_state import (
+    METRICS_FILE,
+    RUNNING,
+    STATE_FILE,
+    RunState,
+    last_known_step,
+    last_step_record,
+    read_state,
+)
 
 KILLED, UNKNOWN = "killed", "unknown"
-METRICS_FILE = "metrics.jsonl"
 # where locks do not tell (another machine, a file system without them), a run whose state is older than this was killed
 _SILENT_SECONDS, _SILENT_STEPS = 600.0, 5
-_TAIL_BYTES = 1 << 14
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
@@ -61,10 +66,12 @@ def summarise(folder: Path) -> RunSummary:
     """How a run does."""
     sessions, state = tuple(read_sessions(folder)), read_state(folder)
     word = _state_word(folder, sessions, state)
-    last = _last_step_record(folder)
+    last = last_step_record(folder)
     of_now = state is not None and (not sessions or state.session == sessions[-1].start.session)
     checkpoint = latest_checkpoint_of(folder)
     step = state.step if state is not None and of_now else _number(last, "step")
+    if word == KILLED:
+        step = last_known_step(folder, sessions[-1].start)
     steps = state.steps if state is not None else (sessions[-1].start.steps if sessions else None)
     loss = state.loss if state is not None and state.loss is not None else _number(last, "loss")
     speed = state.tokens_per_second if state is not None and state.tokens_per_second else None
@@ -78,7 +85,7 @@ def summarise(folder: Path) -> RunSummary:
         eta_seconds=state.eta_seconds if state is not None and word == RUNNING else None,
         checkpoint=checkpoint,
         sessions=sessions,
-        reason=_reason(sessions, state, word),
+        reason=_reason(folder, sessions, word),
         active=max((_modified(folder / name) for name in (STATE_FILE, SESSIONS_FILE, METRICS_FILE)), default=0.0)
         or _modified(folder),
     )
@@ -98,20 +105,6 @@ def latest_checkpoint_of(folder: Path) -> CheckpointSummary | None:
         name = ""
     chosen = next((pair for pair in found if pair[1] == name), found[0] if found else None)
     return _checkpoint(chosen[0], folder / "checkpoints" / chosen[1]) if chosen else None
-
-
-def step_records(folder: Path) -> list[dict[str, Any]]:
-    """All records of metrics.jsonl, in their order."""
-    try:
-        return _records((folder / METRICS_FILE).read_bytes())
-    except OSError:
-        return []
-
-
-def killed_step(sessions: tuple[Session, ...], state: RunState | None) -> int:
-    """The last step of which a session that has no end left word."""
-    first = sessions[-1].start.first_step
-    return max(first, state.step) if state is not None and state.session == sessions[-1].start.session else first
 
 
 def _state_word(folder: Path, sessions: tuple[Session, ...], state: RunState | None) -> str:
@@ -143,9 +136,9 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _reason(sessions: tuple[Session, ...], state: RunState | None, word: str) -> str | None:
+def _reason(folder: Path, sessions: tuple[Session, ...], word: str) -> str | None:
     if word == KILLED:
-        return f"killed after step {killed_step(sessions, state)}"
+        return f"killed after step {last_known_step(folder, sessions[-1].start)}"
     ended = [session.end.reason for session in sessions if session.end is not None]
     if sessions and sessions[-1].end is None and sessions[-1].start.previous:
         return sessions[-1].start.previous
@@ -178,29 +171,6 @@ def _checkpoint(step: int, folder: Path) -> CheckpointSummary:
         if problem:
             break
     return CheckpointSummary(step, folder, _modified(folder / "manifest.json") or _modified(folder), problem)
-
-
-def _last_step_record(folder: Path) -> dict[str, Any]:
-    """The last step's record among the last ones of metrics.jsonl; empty where there is none."""
-    try:
-        with (folder / METRICS_FILE).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            records = _records(file.read())
-    except OSError:
-        return {}
-    return next((record for record in reversed(records) if "loss" in record), {})
-
-
-def _records(content: bytes) -> list[dict[str, Any]]:
-    records = []
-    for line in content.splitlines():
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # cut at the beginning, or by a crash
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            records.append(values)
-    return records
 
 
 def _number(values: dict[str, Any], name: str) -> float | None:

@@ -39,6 +39,7 @@ class Recorder:
         self._plan, self._sinks, self._peak_tflops, self._state = plan, sinks, peak_tflops, state
         self._steps = self._tokens = 0
         self._seconds = 0.0
+        self._refused: set[MetricsSink] = set()  # those that could not take the last record
         self._started = time.perf_counter()
 
     def start_step(self) -> None:
@@ -108,10 +109,17 @@ class Recorder:
     def _write(self, record: Record) -> None:
         for sink in self._sinks:
             what = f"metrics of step {record.step} could not be written; training goes on"
-            self._try(partial(sink.write, record), what)
+            if self._try(partial(sink.write, record), what, said=sink in self._refused):
+                self._refused.discard(sink)
+            else:
+                self._refused.add(sink)
 
-    def _try(self, write: Callable[[], None], what: str) -> None:
+    def _try(self, write: Callable[[], None], what: str, said: bool = False) -> bool:
+        """Whether it could be written; trouble that was said of the record before is not said again."""
         try:
             write()
+            return True
         except OSError as error:
-            self._on_trouble(f"{what}: {error.strerror}; free space on the disk of run.folder")
+            if not said:
+                self._on_trouble(f"{what}: {error.strerror}; free space on the disk of run.folder")
+            return False

@@ -43,7 +43,7 @@ from megagpt.training.run_record import (
     write_session_end,
     write_session_start,
 )
-from megagpt.training.run_state import RUNNING, RunState, StateWriter, read_state
+from megagpt.training.run_state import RUNNING, RunState, StateWriter, last_known_step
 
 if TYPE_CHECKING:
     from megagpt.training.prepare import PreparedRun
@@ -106,7 +106,7 @@ class RunSession:
             job=job_name(),
             megagpt=__version__,
             commit=commit.describe() if commit else None,
-            previous=killed(self.folder, sessions[-1]) if sessions and sessions[-1].end is None else None,
+            previous=_previous(self.folder, sessions),
             changed=tuple(difference.describe() for difference in prepared.changed),
             allow_data_change=prepared.allow_data_change,
         )
@@ -195,14 +195,13 @@ def ending_of(error: BaseException | None) -> Ending:
     return Ending(f"error: {type(error).__name__}: {error}", _UNKNOWN_STATUS)
 
 
+def _previous(folder: Path, sessions: Sequence[Session]) -> str | None:
+    """`killed after step 120` where the last session has no end."""
+    if not sessions or sessions[-1].end is not None:
+        return None
+    return f"killed after step {last_known_step(folder, sessions[-1].start)}"
+
+
 def _is_ours(error: BaseException) -> bool:
     """Whether an error is a mistake of megagpt's own, which is told by its traceback."""
     return not isinstance(error, (MegagptError, PermissionError, KeyboardInterrupt))
-
-
-def killed(folder: Path, session: Session) -> str:
-    """`killed after step 120`, of a session without an end: the last step of which the folder knows."""
-    state = read_state(folder)
-    of_session = state is not None and state.session == session.start.session
-    step = max(state.step if state is not None and of_session else 0, session.start.first_step)
-    return f"killed after step {step}"

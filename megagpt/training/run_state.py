@@ -1,19 +1,24 @@
-"""state.json of a run folder: where the run is at this moment, replaced every few seconds by rank 0.
+"""state.json of a run folder: where the run is at this moment, replaced every few seconds by rank 0; and metrics.jsonl,
+as one who looks at the folder reads it.
 
 In: steps and records as they are made. Out: the file, and what it says. Must not import anything heavy.
 """
 
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from megagpt.training.run_files import CarefulWriter, read_json, record_from, replace_file, utc_now
+from megagpt.training.run_record import SessionStart
 
-STATE_FILE = "state.json"
+STATE_FILE, METRICS_FILE = "state.json", "metrics.jsonl"
 RUNNING = "running"
 _INTERVAL_SECONDS = 3.0
+_TAIL_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,44 @@ class RunState:
 def read_state(folder: Path) -> RunState | None:
     """What state.json says; None where there is none that can be read."""
     return record_from(RunState, read_json(folder / STATE_FILE))
+
+
+def last_known_step(folder: Path, start: SessionStart) -> int:
+    """The last step of which the last session of a run left word, before its end or without one."""
+    state = read_state(folder)
+    of_session = state.step if state is not None and state.session == start.session else 0
+    return max(start.first_step, of_session, last_step_record(folder).get("step", 0))
+
+
+def step_records(folder: Path) -> list[dict[str, Any]]:
+    """All records of metrics.jsonl, in their order."""
+    try:
+        return _records((folder / METRICS_FILE).read_bytes())
+    except OSError:
+        return []
+
+
+def last_step_record(folder: Path) -> dict[str, Any]:
+    """The last step's record among the last ones of metrics.jsonl; empty where there is none."""
+    try:
+        with (folder / METRICS_FILE).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            records = _records(file.read())
+    except OSError:
+        return {}
+    return next((record for record in reversed(records) if "loss" in record), {})
+
+
+def _records(content: bytes) -> list[dict[str, Any]]:
+    records = []
+    for line in content.splitlines():
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # cut at the beginning, or by a crash
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            records.append(values)
+    return records
 
 
 class StateWriter:

@@ -107,8 +107,12 @@ def test_evaluation(clock):
 
 
 class FullDiskSink(ListSink):
+    full = True
+
     def write(self, record) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().write(record)
 
     def close(self) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -116,16 +120,22 @@ class FullDiskSink(ListSink):
 
 def test_a_full_disk_costs_a_record_and_not_the_run(clock):
     plan = make_plan(load_config(None, SMALL), 1, None)
-    sink, troubles = ListSink(), []
-    recorder = Recorder(plan, [FullDiskSink(), sink], None, troubles.append)
-    recorder.start_step()
-    clock.now += 1
-    recorder.end_step(0, StepTotals(256.0, 64), UPDATE)
+    full, sink, troubles = FullDiskSink(), ListSink(), []
+    recorder = Recorder(plan, [full, sink], None, troubles.append)
+    for step, has_room in enumerate([False, False, True, False]):
+        full.full = not has_room
+        recorder.start_step()
+        clock.now += 1
+        recorder.end_step(step, StepTotals(256.0, 64), UPDATE)
     recorder.close()
-    assert [record.step for record in sink.records] == [1], "the other sinks go on"
+    assert [record.step for record in sink.records] == [1, 2, 3, 4], "the other sinks go on"
+    assert [record.step for record in full.records] == [3]
     assert sink.closed
-    assert troubles == [
-        "metrics of step 1 could not be written; training goes on: No space left on device; "
-        "free space on the disk of run.folder",
+    assert troubles == [  # once, until it could be written again
+        *(
+            f"metrics of step {step} could not be written; training goes on: No space left on device; "
+            "free space on the disk of run.folder"
+            for step in (1, 4)
+        ),
         "the last metrics could not be written: No space left on device; free space on the disk of run.folder",
     ]

@@ -98,6 +98,16 @@ def test_a_session_without_an_end_was_killed(data: Path, tmp_path: Path) -> None
     assert [session.start.previous for session in read_sessions(folder)] == [None, "killed after step 2"]
 
 
+def test_metrics_know_of_later_steps_than_the_state(data: Path, tmp_path: Path) -> None:
+    """state.json is some seconds old when a session is killed."""
+    folder = tmp_path / "run"
+    run_sessions(folder, data, [None])
+    lines = (folder / "sessions.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "sessions.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
+    (folder / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n{"step": 5, "lo', encoding="utf-8")
+    assert "was killed after step 4\n" in run_sessions(folder, data, [None])
+
+
 def test_other_ranks_write_nothing(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     prepared = prepare_small(run_arguments(data, f"--run.folder={folder}"))
