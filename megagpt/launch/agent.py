@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["--report"]:
         folder, argv = Path(argv[1]), argv[2:]
 
-    from torch.distributed import DistNetworkError, run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
             write_report(folder, NodeReport(this_node(), ends))
         print(error, file=sys.stderr)
         return status_of_ranks(end.status for end in ends)
-    except (RendezvousError, DistNetworkError) as error:
+    except (RendezvousError, DistError) as error:
         print(f"lost the agents of other nodes: {str(error).splitlines()[0]}", file=sys.stderr)
         return RESTART
     except SignalException as error:

@@ -74,6 +74,8 @@ def _meeting(options: TorchrunOptions) -> list[str]:
     host, _, port = options.rendezvous.partition(":")
     words = ["--nnodes", str(most) if least == most else f"{least}:{most}", "--rdzv-backend", "c10d"]
     words += ["--rdzv-endpoint", f"{host}:{port or DEFAULT_PORT}", "--rdzv-id", "megagpt"]
+    if host in ("localhost", "127.0.0.1"):  # all on this machine: its name need not be known
+        words += ["--local-addr", "127.0.0.1"]
     return [*words, "--rdzv-conf", _ELASTIC_RENDEZVOUS] if least != most else words
 
 
