@@ -8,6 +8,10 @@
 #   TORCH_INDEX        package index that torch comes from; default without an NVIDIA GPU: PyTorch's CPU builds,
 #                      with one: what pip is set to, whose torch brings CUDA
 #   RANKS_PER_MACHINE  processes that share this machine's cores; default 1
+#   NET_INTERFACE      network interface of NCCL and gloo; default: they choose
+#
+# Variables that it exports, each with its reason, are at its end. Not set, for want of a measurement or a reason: torch's
+# allocator (PYTORCH_CUDA_ALLOC_CONF), NCCL's algorithms and buffers, and its error handling, whose defaults are right.
 
 MEGAGPT_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 MEGAGPT_VENV="$MEGAGPT_ROOT/.venv"
@@ -164,6 +168,11 @@ exec 9<&-
 _cores="$(nproc)"
 _threads=$((_cores / ${RANKS_PER_MACHINE:-1}))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((_threads > 1 ? _threads : 1))}"
+# NCCL and gloo pick a network interface by themselves, and the wrong one on nodes with several, or where the node's own
+# name stands for 127.0.1.1 (Debian): NET_INTERFACE=ib0 (or eth0, as `ip route` shows) names it for both.
+if [ -n "${NET_INTERFACE:-}" ]; then
+    export NCCL_SOCKET_IFNAME="$NET_INTERFACE" GLOO_SOCKET_IFNAME="$NET_INTERFACE"
+fi
 # The tokenizers library warns and stops using threads when a process forks after it encoded; say so before.
 export TOKENIZERS_PARALLELISM=false
 # Progress appears at once when the output goes to a file or a pipe (SLURM, tee).

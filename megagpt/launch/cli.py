@@ -25,7 +25,7 @@ from megagpt.launch.commands import (
     torchrun_command,
 )
 from megagpt.launch.hosts import read_hostfile
-from megagpt.launch.slurm import SCRIPT, JobOptions, JobPlace, find_repository, render, submit
+from megagpt.launch.slurm import SCRIPT, JobOptions, JobPlace, check_time_limit, find_repository, render, submit
 from megagpt.plan_gpus import find_gpu
 from megagpt.plan_layout import describe_axes
 
@@ -133,6 +133,8 @@ def _slurm(argv: list[str]) -> int:
         help='further options of sbatch, as --sbatch="--qos=high --exclude=node7"; may be repeated',
     )
     options, config_arguments = _parse(parser, argv)
+    if options.time is not None:
+        check_time_limit(options.time)
     loaded = load_config(options.config, config_arguments)
     gpu, count = find_gpu(loaded), loaded.config.cluster.num_gpus
     gpus = options.gpus_per_node if options.gpus_per_node is not None else (gpu.gpus_per_node if gpu else _NODE_GPUS)

@@ -14,6 +14,7 @@ from megagpt.errors import ConfigError
 
 SCRIPT = Path("launch", "slurm.sbatch")
 _DIRECTIVE = "#SBATCH "
+_WARNING_SECONDS = 300  # --signal in the script
 
 
 class JobOptions(NamedTuple):
@@ -36,6 +37,23 @@ class JobPlace(NamedTuple):
 
     repository: Path
     folder: Path
+
+
+def check_time_limit(text: str) -> None:
+    """Refuse a limit of sbatch's form that leaves less time to train than the warning before its end takes."""
+    form = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if form is None:
+        raise ConfigError(f"--time {text} is no time limit; write minutes, HH:MM:SS or D-HH:MM:SS, such as 24:00:00")
+    days, *parts = (int(part) if part else 0 for part in form.groups())
+    given = [int(part) for part in form.groups()[1:] if part]
+    if form[1] is None and len(given) < 3:  # MM or MM:SS
+        parts = [0, *given, *[0] * (2 - len(given))]
+    hours, minutes, seconds = parts
+    if ((days * 24 + hours) * 60 + minutes) * 60 + seconds <= 2 * _WARNING_SECONDS:
+        raise ConfigError(
+            f"--time {text} is too short: the job saves and stops {_WARNING_SECONDS} s before its end; use more than "
+            f"{2 * _WARNING_SECONDS // 60} minutes"
+        )
 
 
 def find_repository() -> Path:

@@ -37,6 +37,9 @@ def complete_environment(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("MASTER_PORT", str(20_000 + int(environment["SLURM_JOB_ID"]) % 20_000))
     ranks_here = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or "1")  # torchrun, deepspeed
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks_here)))
+    if environment.get("NET_INTERFACE"):
+        environment.setdefault("NCCL_SOCKET_IFNAME", environment["NET_INTERFACE"])
+        environment.setdefault("GLOO_SOCKET_IFNAME", environment["NET_INTERFACE"])
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 

@@ -22,7 +22,7 @@ from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, read_metrics, run_arguments, train_rank
 
 SECONDS = 150
-PARITY = 1e-5  # relative, between layouts; worst measured here
+PARITY = 1e-5  # relative, between layouts; worst measured here: 9.0e-08
 RUN = (
     *("--train.steps=200", "--evaluation.interval_steps=0", "--checkpoint.interval_steps=20"),
     *("--parallel.tensor=2", "--parallel.elastic=true"),
@@ -128,7 +128,6 @@ def test_a_run_that_loses_a_machine_and_gets_it_back(machines: Machines) -> None
     ]
     worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(records, expected, strict=True))
     assert worst < PARITY, worst
-    print(f"worst relative difference of a loss: {worst:.1e}")
     one, two, three = read_sessions(machines.folder / "elastic" / "run")
     assert "tensor 2 × pipeline 1 × data 1" in one.start.layout
     assert "tensor 1 × pipeline 1 × data 1" in two.start.layout

@@ -49,7 +49,7 @@ class Cluster:
 
     def submit(self, name: str, **variables: str) -> str:
         """The number of a job of two nodes with a rank each."""
-        nodes = ("--nodes", "2", "--gpus-per-node", "0", "--cpus-per-task", "1", "--time", "10")
+        nodes = ("--nodes", "2", "--gpus-per-node", "0", "--cpus-per-task", "1", "--time", "20")
         printed = self.launch("slurm", *self.arguments(name), *nodes, MASTER_PORT=free_port(), **variables)
         found = re.search(r"^submitted job (\d+): 2 nodes with 1 ranks each", printed, re.MULTILINE)
         assert found is not None, printed

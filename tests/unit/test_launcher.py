@@ -25,6 +25,13 @@ def test_threads_are_the_cores_that_the_ranks_of_a_machine_share(launcher: dict[
     assert environment["OMP_NUM_THREADS"] == str(threads)
 
 
+def test_one_variable_names_the_network_interface() -> None:
+    environment = {"NET_INTERFACE": "ib0", "GLOO_SOCKET_IFNAME": "eth0"}
+    complete_environment(environment)
+    assert environment["NCCL_SOCKET_IFNAME"] == "ib0"
+    assert environment["GLOO_SOCKET_IFNAME"] == "eth0"
+
+
 def test_what_is_set_stays() -> None:
     environment: dict[str, str] = {}
     complete_environment(environment)

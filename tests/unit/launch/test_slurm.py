@@ -9,7 +9,7 @@ import pytest
 
 from megagpt.cli import main
 from megagpt.errors import ConfigError
-from megagpt.launch.slurm import SCRIPT, JobOptions, JobPlace, render
+from megagpt.launch.slurm import SCRIPT, JobOptions, JobPlace, check_time_limit, render
 from tests.parallel.runs import run_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -48,6 +48,30 @@ def test_any_option_of_sbatch_can_be_asked_for() -> None:
 def test_a_name_that_sbatch_could_not_read_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be written into a job's script; choose one without '"):
         rendered(name="it's")
+
+
+@pytest.mark.parametrize("limit", ["11", "10:01", "24:00:00", "0:10:01", "1-0", "1-00:00:00"])
+def test_a_time_limit_with_time_to_train(limit: str) -> None:
+    check_time_limit(limit)
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("10", "--time 10 is too short: the job saves and stops 300 s before its end; use more than 10 minutes"),
+        ("9:59", "too short"),
+        ("0:10:00", "too short"),
+        ("0-0:10", "too short"),
+        ("1h", "--time 1h is no time limit; write minutes, HH:MM:SS or D-HH:MM:SS, such as 24:00:00"),
+    ],
+)
+def test_a_time_limit_without(limit: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_time_limit(limit)
+
+
+def test_the_script_warns_as_long_before_its_end_as_it_says() -> None:
+    assert "--signal=B:USR1@300" in directives(rendered())
 
 
 def test_bash_reads_paths_and_arguments_back() -> None:
