@@ -20,7 +20,7 @@ from megagpt.durable import write_whole
 from megagpt.launch.restarts import status_of_ranks
 from megagpt.training.exit_status import RESTART
 
-_SHUTDOWN_SECONDS = 600  # for ranks to save, where torchrun stops them as a node joins
+_SAVE_SECONDS = 300  # for ranks to save, where torchrun stops them as a node joins; torch's own 30 s otherwise
 
 
 class RankEnd(NamedTuple):
@@ -49,8 +49,10 @@ def main(argv: list[str]) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     known = run.get_args_parser().format_help()
-    # from torch 2.9 or so; before, torchrun's own handling of SIGTERM gives ranks 30 s
-    options = [("--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT"), ("--shutdown-timeout", str(_SHUTDOWN_SECONDS))]
+    options = [("--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT")]  # not SIGTERM
+    if "--nnodes" in argv and ":" in argv[argv.index("--nnodes") + 1]:
+        options.append(("--shutdown-timeout", str(_SAVE_SECONDS)))
+    # torch 2.13 has both options; where they lack, ranks have 30 s after SIGTERM
     argv = [*(word for option in options if option[0] in known for word in option), *argv]
     os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[${rank}] ")  # torchrun's own: "[default0]:"
     # ranks that start again must not find the addresses of the dead ones (pytorch issue 135712)
