@@ -127,6 +127,9 @@ class DataSection(Section):
         min_length=1,
         description="folder of sample indexes; unset: beside each dataset, or the user's cache if that is read-only",
     )
+    verify_hashes: bool = Field(
+        default=False, description="before training, read every dataset and compare it with the hashes of its build"
+    )
 
 
 class TrainSection(Section):

@@ -77,25 +77,23 @@ def verify_dataset(prefix: str, workers: int = 1, on_bytes: OnBytes | None = Non
     Raises DataError where the files cannot be compared at all: one is missing, truncated, or the index is damaged.
     """
     started = time.perf_counter()
-    part = open_part(prefix)
-    if part.idx is None:
-        raise DataError(f"{prefix} is the share of a task without documents: there is nothing to verify")
-    part.idx.check()
+    part, idx = _with_documents(prefix)
+    idx.check()
     sidecar = part.sidecar
-    problems = [] if sidecar is None else list(_count_problems(part.idx, sidecar))
+    problems = [] if sidecar is None else list(_count_problems(idx, sidecar))
     hashed = sidecar is not None and bool(sidecar.shards) and not problems
     shards = sidecar.shards if sidecar is not None and hashed else ()
-    stretches = shard_stretches(shards) if shards else _document_stretches(part.idx)
+    stretches = shard_stretches(shards) if shards else _document_stretches(idx)
     eod_id = sidecar.eod_id if sidecar is not None else None
-    scan = partial(_scan, part.bin_path, part.idx, eod_id)
+    scan = partial(_scan, part.bin_path, idx, eod_id)
     highest = -1
     for number, found in enumerate(_in_threads(scan, stretches, workers)):
         highest = max(highest, found.highest)
         stretch = stretches[number]
         if on_bytes is not None:
-            on_bytes(stretch.stop_token * part.idx.dtype.itemsize, part.bin_bytes)
-        if shards and sidecar is not None and found.hash != shards[number].hash:
-            problems.append(_hash_problem(part, sidecar, number, stretch, found.hash))
+            on_bytes(stretch.stop_token * idx.dtype.itemsize, part.bin_bytes)
+        if shards and sidecar is not None:
+            problems += _hash_problems(part, sidecar, number, stretch, found.hash)
         problems += _id_problems(part, stretch, found)
     if sidecar is not None and highest != sidecar.max_token_id:
         problems.append(f"its largest id is {highest}; its .json says {sidecar.max_token_id}")
@@ -107,6 +105,48 @@ def verify_dataset(prefix: str, workers: int = 1, on_bytes: OnBytes | None = Non
         checked_ids=sidecar is not None,
         problems=tuple(problems),
     )
+
+
+def verify_share(prefix: str, rank: int, num_ranks: int, workers: int, on_round: Callable[[], None]) -> Verification:
+    """Read the `rank`-th of `num_ranks` shares of a dataset that must have hashes; the ranks together read all of it.
+
+    The `.idx` has no hash of its own: rank 0 checks it against itself, and each share says whether documents end where
+    it has them end. `on_round` is called equally often on every rank, after at most `workers` shards. Raises DataError
+    where there are no hashes, or the files cannot be compared at all.
+    """
+    started = time.perf_counter()
+    part, idx = _with_documents(prefix)
+    sidecar = part.sidecar
+    if sidecar is None or not sidecar.shards:
+        why = "it has no .json beside it" if sidecar is None else "its .json is of an older format, or merged from such"
+        raise DataError(
+            f"dataset {part.prefix} has no recorded hashes to verify: {why}; build it again with `megagpt data build "
+            f"INPUT --tokenizer TOKENIZER --output {part.prefix}`, or set data.verify_hashes = false"
+        )
+    if rank == 0:
+        idx.check()
+    problems = list(_count_problems(idx, sidecar))
+    stretches = [] if problems else shard_stretches(sidecar.shards)
+    scan = partial(_scan, part.bin_path, idx, sidecar.eod_id)
+    num_shards = num_bytes = 0
+    for start in range(0, len(stretches), num_ranks * workers):
+        on_round()
+        first = start + rank * workers
+        for number, found in enumerate(_in_threads(scan, stretches[first : first + workers], workers), start=first):
+            stretch = stretches[number]
+            problems += _hash_problems(part, sidecar, number, stretch, found.hash)
+            problems += _id_problems(part, stretch, found)
+            num_shards += 1
+            num_bytes += (stretch.stop_token - stretch.first_token) * idx.dtype.itemsize
+    seconds = time.perf_counter() - started
+    return Verification(part.prefix, num_bytes, num_shards, seconds, True, tuple(problems))
+
+
+def _with_documents(prefix: str) -> tuple[Part, IdxFile]:
+    part = open_part(prefix)
+    if part.idx is None:
+        raise DataError(f"{prefix} is the share of a task without documents: there is nothing to verify")
+    return part, part.idx
 
 
 def shard_stretches(shards: Sequence[Shard]) -> list[_Stretch]:
@@ -231,11 +271,13 @@ def _id_problems(part: Part, stretch: _Stretch, found: _Found) -> Iterator[str]:
         yield f"{where} there are {found.num_ends} end-of-document ids (id {sidecar.eod_id})"
 
 
-def _hash_problem(part: Part, sidecar: Sidecar, number: int, stretch: _Stretch, found: str) -> str:
+def _hash_problems(part: Part, sidecar: Sidecar, number: int, stretch: _Stretch, found: str) -> Iterator[str]:
     assert part.idx is not None, part
     size = part.idx.dtype.itemsize
     shard = sidecar.shards[number]
-    return (
+    if found == shard.hash:
+        return
+    yield (
         f"shard {number} of {len(sidecar.shards)} does not have its hash: bytes {stretch.first_token * size} to "
         f"{stretch.stop_token * size} of {part.bin_path} (documents {stretch.first_document} to "
         f"{stretch.stop_document - 1}), built from {source_range(sidecar, shard)}; "

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from megagpt.config_cli import CommandParser, config_arguments_help, split_arguments, unknown_argument
 from megagpt.config_file import load_config
-from megagpt.errors import ConfigError, LostPeer, MegagptError, no_rights
+from megagpt.errors import ConfigError, DataError, LostPeer, MegagptError, no_rights
 from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
 from megagpt.training.exit_status import COMPLETE, INTERRUPTED, RESTART, STOPPED, USER_ERROR
 from megagpt.training.run_session import RunSession
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         error = no_rights(raised) if isinstance(raised, PermissionError) else raised
         _wait_for_turn(rank)
         _print_error(error, f"rank {rank}: " if rank else "")
-        return status
+        return USER_ERROR if isinstance(error, DataError) else status
     except KeyboardInterrupt:
         if rank == 0:
             print("interrupted; the same command continues from the latest checkpoint", file=sys.stderr)

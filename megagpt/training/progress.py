@@ -13,6 +13,7 @@ class Phase(Enum):
     """The parts of a session, as a person reads them."""
 
     MEET = "meeting the other ranks"
+    VERIFY = "verifying the data's hashes"
     BUILD = "building the model"
     LOAD = "loading the checkpoint"
     CHECK = "comparing copies of weights"

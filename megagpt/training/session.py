@@ -17,6 +17,7 @@ from megagpt.plan import RunPlan
 from megagpt.plan_layout import describe_axes
 from megagpt.training.build import build_engine
 from megagpt.training.data import describe_data
+from megagpt.training.data_hashes import verify_alone, verify_together
 from megagpt.training.devices import device_name, peak_tflops
 from megagpt.training.exit_status import COMPLETE, RESTART
 from megagpt.training.loop import TrainingRun, train
@@ -75,10 +76,15 @@ def _meet_and_train(
 ) -> Stopped | None:
     """From the meeting of the ranks until they part; returns what stopped training before its end."""
     plan, layout = prepared.plan, prepared.plan.layout
+    data, is_alone = plan.config.data, launched_world_size() == 1
+    if data.verify_hashes and is_alone:
+        console.print(verify_alone(data, progress), highlight=False, markup=False, soft_wrap=True)
     timeout = collective_timeout(plan.config.faults.hang_timeout_seconds)
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context, timeout)
     places = _gather_places(mesh)
     session.write_environment(places, torch.version.cuda)
+    if data.verify_hashes and not is_alone:
+        console.print(verify_together(data, mesh, progress), highlight=False, markup=False, soft_wrap=True)
     progress.mark(Phase.BUILD)
     engine = build_engine(plan, mesh)
     progress.mark(Phase.LOAD)

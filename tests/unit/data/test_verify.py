@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megagpt.data import idx_file, verify
-from megagpt.data.verify import Verification, verify_dataset
+from megagpt.data.sidecar import read_sidecar
+from megagpt.data.verify import Verification, verify_dataset, verify_share
 from megagpt.errors import DataError
 from tests.unit.data.hashed import (
     EOD,
@@ -170,3 +172,55 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     num_tokens = len(content) // 2
     with pytest.raises(DataError, match=r"d.bin became shorter while it was read"):
         verify.hash_tokens(tmp_path / "d.bin", np.dtype("<u2"), 0, num_tokens)
+
+
+def share_problems(prefix: Path, num_ranks: int, workers: int) -> str:
+    """What any of the ranks finds wrong with its share."""
+    for rank in range(num_ranks):
+        try:
+            verify_share(str(prefix), rank, num_ranks, workers, lambda: None).raise_problems()
+        except DataError as error:
+            return str(error)
+    return ""
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_the_shares_of_ranks_find_any_flipped_bit(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    prefix = tmp_path_factory.mktemp("verify") / "d"
+    write_dataset(prefix, random_documents(data.draw(st.integers(0, 100)), 12), [5, 0, 7])
+    num_ranks, workers = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 2))
+    assert share_problems(prefix, num_ranks, workers) == ""
+    suffix = data.draw(st.sampled_from([".bin", ".idx"]))
+    content = bytearray(Path(f"{prefix}{suffix}").read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    Path(f"{prefix}{suffix}").write_bytes(content)
+    assert share_problems(prefix, num_ranks, workers), (suffix, place)
+
+
+def test_shares_cover_each_shard_once_in_equally_many_rounds(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", random_documents(3, 12), [2, 3, 1, 5, 1])
+    for num_ranks, workers in ((1, 1), (2, 1), (3, 1), (2, 2), (7, 1)):
+        rounds: list[int] = []
+        shares = [
+            verify_share(str(tmp_path / "d"), rank, num_ranks, workers, partial(rounds.append, rank))
+            for rank in range(num_ranks)
+        ]
+        assert sum(share.num_shards for share in shares) == 5
+        assert sum(share.num_bytes for share in shares) == (tmp_path / "d.bin").stat().st_size
+        assert {rounds.count(rank) for rank in range(num_ranks)} == {-(-5 // (num_ranks * workers))}
+
+
+def test_a_share_needs_hashes(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d", random_documents(3, 12), [12])
+    sidecar = read_sidecar(tmp_path / "d.json")
+    assert sidecar is not None
+    write_sidecar(tmp_path / "d", replace(sidecar, shards=()))
+    with pytest.raises(DataError, match=r"d has no recorded hashes to verify: its \.json is of an older format"):
+        verify_share(str(tmp_path / "d"), 0, 1, 1, lambda: None)
+    (tmp_path / "d.json").unlink()
+    with pytest.raises(DataError, match=r"it has no \.json beside it; build it again with `megagpt data build INPUT "):
+        verify_share(str(tmp_path / "d"), 0, 1, 1, lambda: None)
