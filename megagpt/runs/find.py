@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from megagpt.errors import ConfigError
 from megagpt.training.run_record import SESSIONS_FILE
-from megagpt.training.run_state import STATE_FILE
+from megagpt.training.run_state import METRICS_FILE
 
 _DEEPEST = 6  # folders below the one that was asked for
 
@@ -34,9 +34,7 @@ def find_runs(roots: list[Path]) -> FoundRuns:
 
 def is_run(names: set[str]) -> bool:
     """Whether a folder with these names in it is a run's. Runs of an earlier megagpt have no record of sessions."""
-    if SESSIONS_FILE in names or STATE_FILE in names:
-        return True
-    return "config.toml" in names and ("metrics.jsonl" in names or "checkpoints" in names)
+    return SESSIONS_FILE in names or ("config.toml" in names and bool(names & {METRICS_FILE, "checkpoints"}))
 
 
 def _look(folder: Path, depth: int, found: FoundRuns, seen: set[str]) -> None:

@@ -89,6 +89,8 @@ class Recorder:
         """The run has gone back to after `step` steps: records of later ones are dropped."""
         self._steps = self._tokens = 0
         self._seconds = 0.0
+        if self._state is not None:
+            self._state.restart(step)
         for sink in self._sinks:
             self._try(partial(sink.rewind, step), f"records after step {step} could not be dropped")
 

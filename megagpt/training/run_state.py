@@ -90,7 +90,7 @@ class StateWriter:
         self._write()
 
     def restart(self, step: int) -> None:
-        """The session begins after `step` updates, not where it was said to."""
+        """`step` updates are done, not as many as was said: another checkpoint is used, or the run went back to one."""
         self.state = replace(self.state, step=step)
         self._write()
 

@@ -102,6 +102,7 @@ def test_folders_can_be_named(root: Path, printed: Printed) -> None:
     one = printed(150, "runs/lab/running", "runs/lab", str(root / "complete"))
     assert [line.split()[0] for line in one.splitlines()[1:-1]] == ["runs/lab/running", "runs/complete"], "each once"
     (root / "empty").mkdir()
+    (root / "empty" / "state.json").write_text("{}")  # of something else
     assert printed(80, "runs/empty") == "no runs in runs/empty\n"
 
 

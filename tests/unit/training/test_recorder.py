@@ -11,6 +11,8 @@ from megagpt.plan import make_plan
 from megagpt.training import recorder as recorder_module
 from megagpt.training.metrics import CorpusEvaluationRecord, EvaluationRecord
 from megagpt.training.recorder import Recorder
+from megagpt.training.run_files import CarefulWriter
+from megagpt.training.run_state import RunState, StateWriter, read_state
 from megagpt.training.totals import StepTotals
 
 SMALL = [
@@ -104,6 +106,20 @@ def test_evaluation(clock):
     assert sink.records == [record, one]
     recorder.close()
     assert sink.closed
+
+
+def test_the_state_is_kept_near_the_truth(clock, tmp_path):
+    plan = make_plan(load_config(None, SMALL), 1, None)
+    state = StateWriter(tmp_path, RunState("running", 1, 0, 10, "", "host", 1), CarefulWriter(pytest.fail))
+    recorder = Recorder(plan, [], None, pytest.fail, state)
+    for step in range(3):
+        recorder.start_step()
+        clock.now += 2
+        recorder.end_step(step, StepTotals(256.0, 64), UPDATE)
+    now = state.state
+    assert (now.step, now.loss, now.seconds_per_step, now.eta_seconds) == (3, 4.0, 2.0, 14.0)
+    recorder.rewind(1)
+    assert read_state(tmp_path).step == 1
 
 
 class FullDiskSink(ListSink):
