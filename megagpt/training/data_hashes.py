@@ -59,10 +59,10 @@ def _verify_shares(
 
 def _describe(datasets: list[Verification], started: float) -> str:
     num_shards = sum(dataset.num_shards for dataset in datasets)
-    gigabytes, seconds = sum(dataset.num_bytes for dataset in datasets) / 1e9, time.perf_counter() - started
+    megabytes, seconds = sum(dataset.num_bytes for dataset in datasets) / 1e6, time.perf_counter() - started
     return (
         f"data verified: {', '.join(dataset.prefix for dataset in datasets)}: hashes, ids and document ends are right "
-        f"({num_shards:,} shard{'' if num_shards == 1 else 's'}, {gigabytes:.3g} GB, {seconds:.2f} s)"
+        f"({num_shards:,} shard{'' if num_shards == 1 else 's'}, {megabytes:,.1f} MB, {seconds:.2f} s)"
     )
 
 
