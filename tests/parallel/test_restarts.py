@@ -1,6 +1,5 @@
 """torchrun's agent starts a run again whose rank was killed, and one that hung: it ends as if nothing had happened."""
 
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -10,8 +9,9 @@ import torch
 
 from megagpt.checkpoint.read import read_model
 from megagpt.training.run_record import read_sessions
+from tests.parallel.elastic import start_agent, train_worker
 from tests.parallel.faulty import Fault, die, insert, sleep_forever
-from tests.parallel.harness import PRELOADED, run_ranks
+from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, read_metrics, run_arguments, train_rank
 
 # what befalls rank 1 in each attempt; saves are due after steps 2, 4 and 6
@@ -21,40 +21,14 @@ FAULTS = [
 ]
 
 
-def worker(arguments: list[str]) -> None:
-    """A rank, as torchrun starts it."""
+def faulty_worker(arguments: list[str]) -> None:
+    """A rank whose fault depends on the attempt."""
     from megagpt.training import loop
-    from megagpt.training.cli import main
 
-    os.environ["OMP_NUM_THREADS"] = "1"
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if attempt < len(FAULTS) and os.environ["RANK"] == str(FAULTS[attempt].rank):
         insert(loop, FAULTS[attempt])
-    status = main(arguments)
-    if status:
-        os._exit(status)
-
-
-def agent(arguments: list[str], log: Path) -> None:
-    """torchrun --nproc-per-node 2 --max-restarts 2, with ranks that have the libraries loaded."""
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=2,
-        run_id="restarts",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=len(FAULTS),
-        monitor_interval=0.1,
-        start_method="fork",
-    )
-    elastic_launch(config, entrypoint=worker)(arguments)
+    train_worker(arguments)
 
 
 @pytest.fixture
@@ -69,10 +43,7 @@ def test_a_killed_and_a_hung_rank_change_nothing(folder: Path) -> None:
     broken, unbroken, log = folder / "broken", folder / "unbroken", folder / "log"
     (folder / "small.toml").write_text("", encoding="utf-8")
     arguments = [str(folder / "small.toml"), *run_arguments(broken, "--faults.hang_timeout_seconds=4")]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=agent, args=(arguments, log))
-    process.start()
+    process = start_agent(faulty_worker, arguments, log, max_restarts=len(FAULTS))
     process.join(120)
     assert process.exitcode == 0, log.read_text()
     reasons = [session.end.reason for session in read_sessions(broken / "run") if session.end is not None]

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +15,9 @@ from rich.console import Console
 from megagpt.checkpoint.read import find_checkpoint, read_model
 from megagpt.training.run_record import read_sessions
 from megagpt.training.stop import StopSignals
+from tests.parallel.elastic import leaving_worker, start_agent
 from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, run_prepared, train_rank
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPT = str(REPOSITORY / "pretrain" / "pretrain_gpt.py")
 
 
 @pytest.fixture(scope="module")
@@ -117,34 +113,30 @@ def test_in_the_last_step_the_run_is_complete(data: Path, unbroken: Path, tmp_pa
     assert_equal_runs(folder, unbroken)
 
 
-def launched(folder: Path, *flags: str) -> subprocess.Popen[str]:
-    """The run under torchrun, with two ranks."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", *flags]
-    (folder / "small.toml").write_text("", encoding="utf-8")
-    command = [*launcher, "--nproc-per-node", "2", SCRIPT, str(folder / "small.toml"), *run_arguments(folder, *LONG)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
-    )
-
-
-LONG = ("--train.steps=200", "--evaluation.interval_steps=0", "--checkpoint.interval_steps=0")
+LONG = ("--train.steps=150", "--evaluation.interval_steps=0", "--checkpoint.interval_steps=0")
 
 
 def test_sigterm_to_torchrun_ends_in_a_checkpoint(data: Path, tmp_path: Path) -> None:
     """torchrun hands it on and waits for its ranks; started again, the run's losses are the unbroken one's."""
     folder, whole = copied(data, tmp_path / "broken"), copied(data, tmp_path / "whole")
-    process = launched(folder)
-    metrics = folder / "run" / "metrics.jsonl"
+    (folder / "small.toml").write_text("", encoding="utf-8")
+    log, metrics = folder / "log", folder / "run" / "metrics.jsonl"
+    process = start_agent(leaving_worker, [str(folder / "small.toml"), *run_arguments(folder, *LONG)], log)
     deadline = time.monotonic() + 60
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 5) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    printed = log.read_text()
+    assert "forcefully" not in printed, printed
     assert "stopped by SIGTERM after step" in printed, printed
     done = len(read_metrics(folder))
-    assert 5 <= done < 200
+    assert 5 <= done < 150
     assert find_checkpoint(folder / "run").name == f"step-{done:08}"
+    end = read_sessions(folder / "run")[-1].end
+    assert end is not None
+    assert (end.reason, end.status) == (f"signal SIGTERM after step {done}", 0)
     run_ranks(2, train_rank, run_arguments(folder, *LONG))
     run_ranks(2, train_rank, run_arguments(whole, *LONG))
     assert_equal_runs(folder, whole)
