@@ -17,7 +17,8 @@ from types import FrameType
 from typing import NamedTuple
 
 from megagpt.durable import write_whole
-from megagpt.launch.restarts import status_of_ranks
+from megagpt.launch.rank import AGENT_VARIABLE
+from megagpt.launch.restarts import NO_RESTART, no_restart_signal, status_of_ranks
 from megagpt.training.exit_status import RESTART
 
 _SAVE_SECONDS = 300  # for ranks to save, where torchrun stops them as a node joins; torch's own 30 s otherwise
@@ -59,6 +60,9 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     signal.signal(signal.SIGUSR1, _pass_on)
     signal.signal(signal.SIGTERM, _pass_on)
+    os.environ[AGENT_VARIABLE] = str(os.getpid())
+    for status in NO_RESTART:
+        signal.signal(no_restart_signal(status), _end_without_restart)
     try:
         run.main(argv)
     except ChildFailedError as error:
@@ -102,6 +106,13 @@ def _pass_on(number: int, _frame: FrameType | None) -> None:
     for pid in _children():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def _end_without_restart(number: int, _frame: FrameType | None) -> None:
+    """A rank ends with a status that a restart does not change: torchrun ends the others and itself."""
+    status = number - no_restart_signal(0)
+    print(f"a rank ended with status {status}: {NO_RESTART[status]}", file=sys.stderr)
+    raise SystemExit(status)
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

@@ -3,12 +3,13 @@
 In: exit statuses, whether the job was asked to stop, what checkpoint each start found. Out: a decision in words. Pure.
 """
 
+import signal
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from megagpt.training.exit_status import COMPLETE, RESTART, STOPPED, USER_ERROR
 
-_NO_USE = {
+NO_RESTART = {
     USER_ERROR: "a restart would meet the same error, which is told above",
     STOPPED: "a restart alone would not help; the reason is above",
 }
@@ -19,6 +20,11 @@ class Decision(NamedTuple):
 
     action: Literal["done", "restart", "requeue", "fail"]
     reason: str
+
+
+def no_restart_signal(status: int) -> int:
+    """The signal by which a rank tells its agent that it ends with such a status of NO_RESTART."""
+    return signal.SIGRTMIN + status
 
 
 def status_of_ranks(statuses: Iterable[int]) -> int:
@@ -39,8 +45,8 @@ def decide(statuses: Sequence[int], launcher_status: int, asked_to_stop: bool, c
     node ended well. asked_to_stop: the job's time runs out. complete: the run has no step left.
     """
     status = status_of_ranks(statuses)
-    if status in _NO_USE:
-        return Decision("fail", f"a rank ended with status {status}: {_NO_USE[status]}")
+    if status in NO_RESTART:
+        return Decision("fail", f"a rank ended with status {status}: {NO_RESTART[status]}")
     if launcher_status == 0 and (complete or not asked_to_stop):
         return Decision("done", "training is complete" if complete else "training ended")
     if asked_to_stop:

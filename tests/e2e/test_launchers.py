@@ -126,6 +126,17 @@ def test_deepspeed_on_one_machine(checkout: Checkout, by_torchrun: list[dict[str
     assert records == by_torchrun
 
 
+def test_megagpt_launch_deepspeed(checkout: Checkout, by_torchrun: list[dict[str, Any]]) -> None:
+    words = ["launch", "deepspeed", "--ranks", "2", "--master-port", free_port(), *checkout.arguments("launch")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "megagpt", *words]
+    ended = subprocess.run(
+        command, cwd=checkout.folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert read_metrics(checkout.folder / "launch") == by_torchrun
+
+
 def test_deepspeed_on_two_machines(checkout: Checkout, by_torchrun: list[dict[str, Any]]) -> None:
     """A machine has the cores of all here, so the number of threads is handed on, as docs/running.md says."""
     (checkout.folder / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\n")
