@@ -26,6 +26,7 @@ from megagpt.launch.commands import (
 )
 from megagpt.launch.hosts import read_hostfile
 from megagpt.launch.slurm import SCRIPT, JobOptions, JobPlace, check_time_limit, find_repository, render, submit
+from megagpt.plan import RunPlan
 from megagpt.plan_gpus import find_gpu
 from megagpt.plan_layout import describe_axes
 
@@ -111,27 +112,7 @@ def _deepspeed(argv: list[str]) -> int:
 
 def _slurm(argv: list[str]) -> int:
     parser = _parser("slurm", "Checks a run and submits it as a SLURM job.")
-    parser.add_argument(
-        "--nodes", type=int, metavar="N", help="nodes (default: as many as cluster.num_gpus needs, or 1)"
-    )
-    parser.add_argument(
-        "--gpus-per-node",
-        type=int,
-        metavar="G",
-        help="GPUs of each node; 0: train on CPUs (default: cluster.gpu's, or 8)",
-    )
-    parser.add_argument("--ranks-per-node", type=int, metavar="R", help="ranks on each node (default: its GPUs)")
-    parser.add_argument("--cpus-per-task", type=int, metavar="C", help="cores of each node, for all of its ranks")
-    parser.add_argument("--time", metavar="TIME", help="time limit, as 24:00:00; the job saves before it and goes on")
-    parser.add_argument("--partition", help="partition")
-    parser.add_argument("--account", help="account")
-    parser.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="OPTIONS",
-        help='further options of sbatch, as --sbatch="--qos=high --exclude=node7"; may be repeated',
-    )
+    _add_job_options(parser)
     options, config_arguments = _parse(parser, argv)
     if options.time is not None:
         check_time_limit(options.time)
@@ -164,14 +145,43 @@ def _slurm(argv: list[str]) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     script = logs / "slurm.sbatch"
     script.write_text(text, encoding="utf-8")
-    number = submit(script)
-    layout = run.plans[0].layout
-    log = logs / f"slurm-{number}.log"
-    axes = describe_axes(layout.tensor, layout.context, layout.pipeline, layout.data)
-    print(f"submitted job {number}: {nodes} nodes with {ranks} ranks each ({axes})")
-    print(f"  log     {log}\n  follow  tail -F {shlex.quote(str(log))}\n  state   squeue --jobs {number}")
-    print(f"  save and stop  scancel --batch --signal=TERM {number}\n  cancel  scancel {number}")
+    _print_submitted(submit(script), job, run.plans[0], logs)
     return 0
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", help="nodes (default: as many as cluster.num_gpus needs, or 1)"
+    )
+    parser.add_argument(
+        "--gpus-per-node",
+        type=int,
+        metavar="G",
+        help="GPUs of each node; 0: train on CPUs (default: cluster.gpu's, or 8)",
+    )
+    parser.add_argument("--ranks-per-node", type=int, metavar="R", help="ranks on each node (default: its GPUs)")
+    parser.add_argument("--cpus-per-task", type=int, metavar="C", help="cores of each node, for all of its ranks")
+    parser.add_argument("--time", metavar="TIME", help="time limit, as 24:00:00; the job saves before it and goes on")
+    parser.add_argument("--partition", help="partition")
+    parser.add_argument("--account", help="account")
+    parser.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTIONS",
+        help='further options of sbatch, as --sbatch="--qos=high --exclude=node7"; may be repeated',
+    )
+
+
+def _print_submitted(number: str, job: JobOptions, plan: RunPlan, logs: Path) -> None:
+    layout, log = plan.layout, logs / f"slurm-{number}.log"
+    axes = describe_axes(layout.tensor, layout.context, layout.pipeline, layout.data)
+    print(f"submitted job {number}: {job.nodes} nodes with {job.ranks_per_node} ranks each ({axes})")
+    print(f"  log            {log}")
+    print(f"  follow         tail -F {shlex.quote(str(log))}")
+    print(f"  state          squeue --jobs {number}")
+    print(f"  save and stop  scancel --batch --signal=TERM {number}")
+    print(f"  cancel         scancel {number}")
 
 
 def _add_ranks(parser: argparse.ArgumentParser) -> None:
@@ -204,6 +214,8 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.N
         value = getattr(options, name, None)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is not 1 or more")
+    if (getattr(options, "gpus_per_node", None) or 0) < 0:
+        raise ConfigError(f"--gpus-per-node {options.gpus_per_node} is not 0 or more")
     return options, config_arguments
 
 

@@ -104,7 +104,7 @@ def test_a_job_is_submitted_and_followed(
     printed = capsys.readouterr().out
     logs = data / "run" / "logs"
     assert "submitted job 17: 2 nodes with 2 ranks each (tensor 1 × pipeline 1 × data 4)" in printed
-    assert f"follow  tail -F {shlex.quote(str(logs / 'slurm-17.log'))}" in printed
+    assert f"follow         tail -F {shlex.quote(str(logs / 'slurm-17.log'))}" in printed
     assert (tmp_path / "asked").read_text().splitlines() == ["--parsable", str(logs / "slurm.sbatch")]
     script = (logs / "slurm.sbatch").read_text()
     assert directives(script)[-2:] == ["--qos=high", "--exclusive"]
@@ -123,6 +123,10 @@ def test_a_run_that_cannot_work_is_not_submitted(
 ) -> None:
     assert submit(data, "--nodes", "3", "--ranks-per-node", "1") == 2
     assert "8 sequences a step, does not divide over 3 data ranks" in capsys.readouterr().err
+    assert submit(data, "--gpus-per-node", "-1") == 2
+    assert "--gpus-per-node -1 is not 0 or more" in capsys.readouterr().err
+    assert submit(data, "--time", "5") == 2
+    assert "--time 5 is too short" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "/nowhere")
     assert submit(data, "--nodes", "2", "--ranks-per-node", "1") == 2
     assert "there is no sbatch here; submit" in capsys.readouterr().err
