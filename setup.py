@@ -49,6 +49,7 @@ EXTRAS = {
         "regex>=2024.4",
         "pytest>=8",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "ruff>=0.15",
         "mypy>=1.15",

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every check that needs no GPU: bash tests/run.sh [arguments of pytest]; tests marked gpu are left out.
-# pytest's closing line is the last one; the exit status is not 0 where anything failed.
+# Two processes share the tests (TEST_PROCESSES=N: others). pytest's closing line is the last one; the exit status is not
+# 0 where anything failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export MEGAGPT_EXTRAS=dev,export
@@ -12,5 +13,5 @@ failed=0
 ruff check . || failed=1
 ruff format --check --quiet . || { echo "ruff format --check: run 'ruff format .'" && failed=1; }
 mypy || failed=1
-pytest -m "not gpu" "$@" || failed=1
+pytest -n "${TEST_PROCESSES:-2}" --dist worksteal -m "not gpu" "$@" || failed=1
 exit $failed

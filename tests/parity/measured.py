@@ -25,10 +25,10 @@ class Measured:
     def __init__(self) -> None:
         self.by_quantity: dict[tuple[str, str], Measurement] = {}
 
-    def add(self, precision: str, quantity: str, found: Difference, bound: float, test: str) -> None:
-        """Keep what is larger than before."""
+    def add(self, precision: str, quantity: str, found: Difference, bound: float, test: str, count: int = 1) -> None:
+        """Keep what is larger than before; `found` is the largest of `count` runs."""
         before = self.by_quantity.get((precision, quantity))
-        count = 1 if before is None else before.count + 1
+        count += 0 if before is None else before.count
         if before is None or found.value > before.largest.value:
             self.by_quantity[precision, quantity] = Measurement(found, test, bound, count)
         else:
