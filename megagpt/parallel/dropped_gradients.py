@@ -3,8 +3,8 @@
     optimizer                                  what it keeps of a step
     torch's own (ZeRO 0)                       `grad`
     BF16_Optimizer (ZeRO 1 in bf16)            float32 accumulators that every micro-batch is added to
-    DeepSpeedZeroOptimizer (ZeRO 1 and 2)      `grad` or `grad_accum`, the averaged parts, norms of offloaded gradients
-    DeepSpeedZeroOptimizer_Stage3 (ZeRO 3)     the averaged parts, norms of offloaded gradients, a flag of overflow
+    DeepSpeedZeroOptimizer (ZeRO 1 and 2)      `grad` or `grad_accum`, the averaged parts, a flag of overflow
+    DeepSpeedZeroOptimizer_Stage3 (ZeRO 3)     the averaged parts, norms of offloaded gradients
 
 Each branch is what the optimizer's own `step` does where it finds an overflow (bf16_optimizer.py, step;
 stage_1_and_2.py, step; stage3.py, _overflow_clean_up), without its say on the loss scale. No communication.
@@ -26,16 +26,12 @@ def drop_gradients(optimizer: Any, parameters: Iterable[nn.Parameter]) -> None:
         optimizer._pre_step()  # the next micro-batch is the first again: it overwrites the parts, others are added
         optimizer._partition_all_parameters()
         optimizer._overflow_clean_up(optimizer.loss_scale)
-        optimizer.inf_or_nan_tracker.zero_()
     elif hasattr(optimizer, "single_partition_of_fp32_groups"):
         from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID  # slow, but there is its optimizer
 
         optimizer.micro_step_id = INITIAL_MICRO_STEP_ID  # likewise
         optimizer.zero_grad()
         if optimizer.cpu_offload:
-            optimizer._offload_accumulated_param_ids = set()
             optimizer.reset_cpu_buffers()
         for group in optimizer.averaged_gradients:
             optimizer.averaged_gradients[group] = None
-        for group in optimizer.all_grad_tensors:
-            optimizer.all_grad_tensors[group] = None

@@ -267,14 +267,13 @@ _DEEPSPEED = [
         for (module, owner, stages), names in (
             (
                 _STAGE_12,
-                "single_partition_of_fp32_groups micro_step_id zero_grad cpu_offload _offload_accumulated_param_ids "
-                "reset_cpu_buffers averaged_gradients all_grad_tensors",
+                "single_partition_of_fp32_groups micro_step_id zero_grad cpu_offload "
+                "reset_cpu_buffers averaged_gradients",
             ),
             (_STAGE_BF16, "bf16_groups zero_grad"),
             (
                 _STAGE_3,
-                "fp32_partitioned_groups_flat _pre_step _partition_all_parameters _overflow_clean_up loss_scale "
-                "inf_or_nan_tracker",
+                "fp32_partitioned_groups_flat _pre_step _partition_all_parameters _overflow_clean_up loss_scale",
             ),
         )
     ],

@@ -33,7 +33,9 @@ CASES = {
     "ZeRO 2, bf16": ["--parallel.zero_stage=2", "--train.precision=bf16"],
     "ZeRO 3, bf16": ["--parallel.zero_stage=3", "--train.precision=bf16"],
     "ZeRO 1, offloaded": ["--parallel.zero_stage=1", "--parallel.offload_optimizer=cpu"],
-    "ZeRO 2, offloaded": ["--parallel.zero_stage=2", "--parallel.offload_optimizer=cpu"],
+    "ZeRO 2, offloaded, bf16": [
+        *("--parallel.zero_stage=2", "--parallel.offload_optimizer=cpu", "--train.precision=bf16"),
+    ],
     "ZeRO 3, offloaded, bf16": [
         *("--parallel.zero_stage=3", "--parallel.offload_optimizer=cpu", "--parallel.offload_parameters=cpu"),
         "--train.precision=bf16",
