@@ -256,6 +256,11 @@ class CheckpointSection(Section):
     keep_every_steps: int = Field(
         default=0, ge=0, description="checkpoints of every so many steps are never removed; 0: all but the newest are"
     )
+    asynchronous: bool = Field(
+        default=True,
+        description="save beside the training, from a copy in host memory of 12 bytes a parameter, divided over the "
+        "ranks; false: training waits until a checkpoint is written",
+    )
     resume: Literal["auto", "latest", "never"] = Field(
         default="auto",
         description="auto: continue from the folder's newest checkpoint that is whole, if it has one; latest: from the "

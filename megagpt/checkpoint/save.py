@@ -6,15 +6,15 @@ that it owns, rank 0 the rest.
 
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from megagpt.checkpoint.commit import WRITING, commit_folder, start_folder
 from megagpt.checkpoint.index import INDEX_NAME, Index, Place, check_index, file_of, tensor_key
@@ -29,9 +29,12 @@ from megagpt.checkpoint.manifest import (
 )
 from megagpt.checkpoint.pieces import KINDS, Piece
 from megagpt.checkpoint.retention import removable_steps, remove_steps, saved_steps
+from megagpt.checkpoint.tensor_file import write_tensors
 from megagpt.errors import CheckpointError
 from megagpt.model.names import parameter_shapes
 from megagpt.parallel.mesh import Mesh
+
+Gathered = TypeVar("Gathered")
 
 _SPARE_BYTES = 16 << 20  # manifest, config, tokenizer and the file system's own needs
 
@@ -47,24 +50,31 @@ class CheckpointContents:
 
 
 def save_checkpoint(
-    checkpoints: Path, contents: CheckpointContents, mesh: Mesh, keep: int, keep_every_steps: int = 0
+    checkpoints: Path,
+    contents: CheckpointContents,
+    mesh: Mesh,
+    keep: int,
+    keep_every_steps: int = 0,
+    group: ProcessGroup | None = None,
+    trouble: str | None = None,
 ) -> Path:
     """Save into `checkpoints`/step-…, move `latest` there, and remove old ones. Every rank calls it.
 
-    The `keep` newest stay, and those of multiples of `keep_every_steps` (0: none).
+    The `keep` newest stay, and those of multiples of `keep_every_steps` (0: none). Ranks agree over `group` (None: the
+    default one), which holds all of them. `trouble`: why this rank's contents are of no use; the save then fails.
     Returns the checkpoint's folder. Raises CheckpointError on every rank if any rank could not write; earlier
     checkpoints and `latest` are then as before.
     """
+    ranks = _Ranks(mesh.rank, mesh.world_size, group)
     target = checkpoints / step_folder(contents.manifest.step)
     temporary = target.with_name(target.name + WRITING)
-    _run_on_rank_0(mesh, lambda: start_folder(target), temporary)
+    ranks.run_on_first(lambda: start_folder(target), temporary)
     try:
-        _check_space(checkpoints, contents, mesh)
-        records = _write_rank_files(temporary, contents, mesh)
-        index = _gather_index(contents, mesh)
-        manifest = replace(contents.manifest, files=records)
-        _run_on_rank_0(mesh, lambda: _commit(temporary, target, contents, manifest, index), target)
-        _run_on_rank_0(mesh, lambda: _prune(checkpoints, manifest.step, keep, keep_every_steps), checkpoints)
+        _check_space(checkpoints, contents, trouble, ranks)
+        written = _write_rank_files(temporary, contents, ranks)
+        ranks.run_on_first(lambda: _commit(temporary, target, contents, written), target)
+        step = contents.manifest.step
+        ranks.run_on_first(lambda: _prune(checkpoints, step, keep, keep_every_steps), checkpoints)
     except CheckpointError:
         if mesh.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -72,52 +82,81 @@ def save_checkpoint(
     return target
 
 
-def _check_space(checkpoints: Path, contents: CheckpointContents, mesh: Mesh) -> None:
-    """Refuse before writing what cannot fit. Reduces over all ranks."""
-    tensors = (piece.tensor(kind) for piece in contents.pieces for kind in KINDS)
-    needed = torch.tensor([sum(tensor.nbytes for tensor in tensors)], dtype=torch.int64, device=mesh.device)
-    dist.all_reduce(needed)
-    needed_bytes, free_bytes = int(needed) + _SPARE_BYTES, shutil.disk_usage(checkpoints).free
-    all_fit = torch.tensor([int(free_bytes >= needed_bytes)], device=mesh.device)
-    dist.all_reduce(all_fit, op=dist.ReduceOp.MIN)
-    if not int(all_fit):
+class _Ranks(NamedTuple):
+    """How the ranks that save tell each other what they did."""
+
+    rank: int
+    world_size: int
+    group: ProcessGroup | None
+
+    def gather(self, mine: Gathered) -> list[Gathered]:
+        """What every rank gave, in the order of ranks. Gathers over the group."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, mine, group=self.group)
+        return gathered
+
+    def run_on_first(self, action: Callable[[], object], where: Path) -> None:
+        """Run something on rank 0 alone and tell every rank how it went. Broadcasts from rank 0 over the group."""
+        outcome: list[str | None] = [None]
+        if self.rank == 0:
+            try:
+                action()
+            except (OSError, CheckpointError) as failure:
+                outcome = [f"rank 0 could not write {where}: {failure}"]
+        dist.broadcast_object_list(outcome, src=0, group=self.group)
+        _raise_first(outcome)
+
+
+class _Written(NamedTuple):
+    """What the ranks have written."""
+
+    files: dict[str, FileRecord]
+    places: Index
+
+
+def _check_space(checkpoints: Path, contents: CheckpointContents, trouble: str | None, ranks: _Ranks) -> None:
+    """Refuse before writing what cannot fit, or what a rank does not have."""
+    needed = sum(piece.tensor(kind).nbytes for piece in contents.pieces for kind in KINDS)
+    free = 0
+    try:
+        free = shutil.disk_usage(checkpoints).free
+    except OSError as failure:
+        trouble = trouble or f"rank {ranks.rank} finds no {checkpoints}: {failure}"
+    gathered = ranks.gather((trouble, needed, free))
+    _raise_first([failure for failure, _, _ in gathered])
+    needed_bytes = sum(rank_needed for _, rank_needed, _ in gathered) + _SPARE_BYTES
+    free_bytes = min(free for _, _, free in gathered)
+    if free_bytes < needed_bytes:
         raise CheckpointError(
             f"a checkpoint needs {needed_bytes / 2**20:,.0f} MiB and {checkpoints} has {free_bytes / 2**20:,.0f} MiB "
             "free; free space, or move run.folder; earlier checkpoints are untouched"
         )
 
 
-def _write_rank_files(folder: Path, contents: CheckpointContents, mesh: Mesh) -> dict[str, FileRecord]:
-    """Write this rank's files; gathers the records of all ranks' files, or raises on all if any rank failed."""
+def _write_rank_files(folder: Path, contents: CheckpointContents, ranks: _Ranks) -> _Written:
+    """Write this rank's files; gathers what all ranks wrote, or raises on all if any rank failed."""
+    files: dict[str, dict[str, Tensor]] = {}
+    for piece in contents.pieces:
+        for kind in KINDS:
+            files.setdefault(file_of(ranks.rank, kind), {})[tensor_key(piece.name, kind)] = piece.tensor(kind)
     records: dict[str, FileRecord] = {}
     error = None
-    try:
-        files: dict[str, dict[str, Tensor]] = {}
-        for piece in contents.pieces:
-            for kind in KINDS:
-                held = files.setdefault(file_of(mesh.rank, kind), {})
-                held[tensor_key(piece.name, kind)] = piece.tensor(kind).cpu()
-        for name, tensors in files.items():
-            save_file(tensors, folder / name)
-            records[name] = _sync_and_record(folder / name)
-    except (OSError, RuntimeError, SafetensorError) as failure:  # a full disk can be any of them
-        error = f"rank {mesh.rank} could not write {folder}: {failure}"
-    gathered: list[Any] = [None] * mesh.world_size
-    dist.all_gather_object(gathered, (error, records))
-    _raise_first([failure for failure, _ in gathered])
-    return {name: record for _, rank_records in gathered for name, record in rank_records.items()}
-
-
-def _gather_index(contents: CheckpointContents, mesh: Mesh) -> Index:
-    """Which rank wrote what. Gathers over all ranks to rank 0; empty on the others."""
+    with ThreadPoolExecutor(max_workers=len(files) or 1) as threads:  # hashing keeps a core busy for each
+        jobs = {name: threads.submit(write_tensors, folder / name, tensors) for name, tensors in files.items()}
+    for name, job in jobs.items():
+        try:
+            records[name] = job.result()
+        except (OSError, RuntimeError, MemoryError) as failure:
+            error = error or f"rank {ranks.rank} could not write {folder / name}: {failure}"
     mine = [(piece.name, piece.tensor_slice, piece.start, piece.stop) for piece in contents.pieces]
-    gathered: list[Any] | None = [None] * mesh.world_size if mesh.rank == 0 else None
-    dist.gather_object(mine, gathered, dst=0)
+    gathered = ranks.gather((error, records, mine))
+    _raise_first([failure for failure, _, _ in gathered])
     pieces: dict[str, list[Place]] = {}
-    for rank, held in enumerate(gathered or ()):
+    for rank, (_, _, held) in enumerate(gathered):
         for name, *place in held:
             pieces.setdefault(name, []).append(Place(rank, *place))
-    return Index(contents.manifest.layout.tensor, pieces)
+    all_records = {name: record for _, rank_records, _ in gathered for name, record in rank_records.items()}
+    return _Written(all_records, Index(contents.manifest.layout.tensor, pieces))
 
 
 def _sync_and_record(path: Path) -> FileRecord:
@@ -126,17 +165,12 @@ def _sync_and_record(path: Path) -> FileRecord:
     return file_record(path)
 
 
-def _commit(
-    temporary: Path,
-    target: Path,
-    contents: CheckpointContents,
-    manifest: Manifest,
-    index: Index,
-) -> None:
+def _commit(temporary: Path, target: Path, contents: CheckpointContents, written: _Written) -> None:
     """Rank 0: the small files, the manifest last; then the rename that makes the checkpoint exist, then `latest`."""
-    check_index(index, parameter_shapes(manifest.spec), temporary)  # what we made ourselves
-    files = dict(manifest.files)
-    (temporary / INDEX_NAME).write_text(index.to_json(), encoding="utf-8")
+    manifest = contents.manifest
+    check_index(written.places, parameter_shapes(manifest.spec), temporary)  # what we made ourselves
+    files = dict(written.files)
+    (temporary / INDEX_NAME).write_text(written.places.to_json(), encoding="utf-8")
     files[INDEX_NAME] = _sync_and_record(temporary / INDEX_NAME)
     (temporary / CONFIG_NAME).write_text(contents.config_toml, encoding="utf-8")
     files[CONFIG_NAME] = _sync_and_record(temporary / CONFIG_NAME)
@@ -152,18 +186,6 @@ def _commit(
 def _prune(checkpoints: Path, written: int, keep: int, keep_every_steps: int) -> None:
     """Remove old checkpoints, never the one just written."""
     remove_steps(checkpoints, removable_steps(saved_steps(checkpoints), keep, keep_every_steps, written))
-
-
-def _run_on_rank_0(mesh: Mesh, action: Any, where: Path) -> None:
-    """Run something on rank 0 alone and tell every rank how it went. Broadcasts from rank 0."""
-    outcome: list[str | None] = [None]
-    if mesh.rank == 0:
-        try:
-            action()
-        except (OSError, CheckpointError) as failure:
-            outcome = [f"rank 0 could not write {where}: {failure}"]
-    dist.broadcast_object_list(outcome, src=0)
-    _raise_first(outcome)
 
 
 def _raise_first(errors: list[str | None]) -> None:

@@ -111,6 +111,14 @@ def build_mesh(
     )
 
 
+def group_apart(timeout_seconds: float = 6 * 3600) -> ProcessGroup:
+    """A group of all ranks over gloo for one thread of each, beside those of training. Every rank calls it.
+
+    A collective in it may wait long: for the slowest rank to write its part of a checkpoint.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
 def destroy_mesh() -> None:
     """Leave every process group; each rank calls it once at the end."""
     parallel_state.destroy_model_parallel()

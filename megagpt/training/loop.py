@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.markup import escape
 
-from megagpt.checkpoint.save import save_checkpoint
-from megagpt.errors import CheckpointError
 from megagpt.parallel.engine import Engine
 from megagpt.parallel.mesh import Mesh
 from megagpt.parallel.replicas import ReplicaCheck
@@ -17,6 +14,7 @@ from megagpt.training.progress import Phase, Progress
 from megagpt.training.recorder import Recorder
 from megagpt.training.rewind import rewind
 from megagpt.training.run_trace import RunTrace
+from megagpt.training.saver import Saver
 from megagpt.training.signs import RankSigns, gather_signs, stop_asked
 from megagpt.training.slow_ranks import SlowRanks
 from megagpt.training.snapshot import take_snapshot
@@ -32,6 +30,7 @@ class TrainingRun:
     mesh: Mesh
     engine: Engine
     recorder: Recorder
+    saver: Saver
     console: Console  # silent on other ranks than 0
     trace: RunTrace
     stop: StopSignals
@@ -48,6 +47,7 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
     fails.
     """
     plan, engine, mesh, recorder, progress = run.prepared.plan, run.engine, run.mesh, run.recorder, run.progress
+    saver = run.saver
     seed = plan.config.run.seed
     stream = run.prepared.training_stream(mesh)
     interval_steps = plan.config.parallel.check_replicas_interval_steps
@@ -78,6 +78,7 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
         lr = plan.learning_rate(step)
         may_update = run.policies.may_update(signs, step)
         progress.mark(Phase.UPDATE)
+        saver.finish_snapshot()  # of the last checkpoint, before masters and moments change
         update = engine.update(lr) if may_update else engine.skip_update(lr)
         totals = run.policies.end_step(step, totals, update)
         recorder.end_step(step, totals, update, run.slow.slowest)
@@ -85,6 +86,7 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
         done = step = step + 1
         if run.policies.wants_rewind:
             progress.mark(Phase.LOAD)
+            saver.settle()  # what is being saved may be what is undone
             step = rewind(run.prepared, engine, run.policies, recorder, run.console, done)
             continue
         progress.mark(Phase.CHECK)
@@ -93,9 +95,13 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
             _evaluate(run, done)
         asked = stop_asked(signs)
         if asked or _due(done, plan.config.checkpoint.interval_steps, plan.num_steps):
-            _save(run, done, totals.loss, is_last=bool(asked) or done == plan.num_steps)
+            progress.mark(Phase.SAVE)
+            saver.begin(take_snapshot(run.prepared, engine, done, totals.loss, run.policies.history))
+        saver.report()
         if asked and done < plan.num_steps:
+            saver.finish()
             return Stopped(asked, done, was_saved=True)
+    saver.finish()
     return None
 
 
@@ -115,24 +121,3 @@ def _evaluate(run: TrainingRun, done: int) -> None:
             run.recorder.evaluated(done, totals, part.unigram_entropy, part.name)
     total = StepTotals(sum(part.loss_sum for part in parts), sum(part.num_tokens for part in parts))
     run.recorder.evaluated(done, total, held_out.unigram_entropy)
-
-
-def _save(run: TrainingRun, done: int, loss: float, is_last: bool) -> None:
-    """Save a checkpoint. A failed save is reported and training goes on; the session's last one is an error."""
-    prepared = run.prepared
-    run.progress.mark(Phase.SAVE)
-    contents = take_snapshot(prepared, run.engine, done, loss, run.policies.history)
-    try:
-        settings = prepared.plan.config.checkpoint
-        folder = save_checkpoint(prepared.checkpoints, contents, run.mesh, settings.keep, settings.keep_every_steps)
-    except CheckpointError as error:
-        if is_last:
-            raise
-        why = escape(str(error))
-        run.console.print(
-            f"[bold red]checkpoint after step {done} failed:[/bold red] {why}; training goes on",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return
-    run.console.print(f"saved {folder}", highlight=False, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from megagpt.errors import MegagptError
 from megagpt.parallel.agree import on_every_rank
 from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
 from megagpt.parallel.mesh import Mesh, build_mesh, destroy_mesh
@@ -29,8 +30,10 @@ from megagpt.training.progress import Phase, Progress
 from megagpt.training.recorder import Recorder
 from megagpt.training.resume import describe_resume, resume_run
 from megagpt.training.run_environment import RankPlace, this_host
+from megagpt.training.run_folder import checkpoint_bytes
 from megagpt.training.run_session import RunSession
 from megagpt.training.run_trace import TRACE_FILE, RunTrace, traced_steps
+from megagpt.training.saver import Saver
 from megagpt.training.slow_ranks import SlowRanks
 from megagpt.training.stop import Stopped, StopSignals
 from megagpt.training.terminal import TerminalSink
@@ -101,12 +104,17 @@ def _meet_and_train(
     recorder = Recorder(plan, sinks, peak, lambda trouble: _print_trouble(console, trouble), session.state)
     steps = traced_steps(first_step, plan.num_steps) if trace else range(0)
     run_trace = RunTrace(mesh, steps, prepared.folder / TRACE_FILE, console)
+    settings = plan.config.checkpoint
+    saver = Saver(prepared.checkpoints, settings, checkpoint_bytes(plan), mesh, console)
     try:
         policies = Policies(plan.config, prepared.faults_before, console)
         hosts, ratio = [place.host for place in places], plan.config.faults.slow_rank_ratio
         slow = SlowRanks(layout, hosts, ratio, lambda line: _print_trouble(console, line))
-        run = TrainingRun(prepared, mesh, engine, recorder, console, run_trace, stop, progress, policies, slow)
+        run = TrainingRun(prepared, mesh, engine, recorder, saver, console, run_trace, stop, progress, policies, slow)
         stopped = train(run, first_step)
+    except MegagptError:  # as on every rank: what is being saved is of use
+        saver.settle()
+        raise
     finally:
         recorder.close()
     progress.mark(Phase.LEAVE)

@@ -24,7 +24,7 @@ LAYOUTS = {
     "one rank, ZeRO 0": (1, ["--parallel.zero_stage=0"]),
     "data 2, ZeRO 1, bf16": (2, ["--train.precision=bf16"]),
     "data 2, ZeRO 3": (2, ["--parallel.zero_stage=3"]),
-    "pipeline 2, saving in place": (2, ["--parallel.pipeline=2"]),
+    "pipeline 2, saving in place": (2, ["--parallel.pipeline=2", "--checkpoint.asynchronous=false"]),
 }
 
 

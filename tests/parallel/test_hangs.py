@@ -86,7 +86,8 @@ def test_the_peer_of_a_killed_rank_ends_at_once(
     data: Path, tmp_path: Path, function: str, call: int, place: str, layout: str
 ) -> None:
     folder = tmp_path / "run"
-    dead, left = train(data, folder, [Fault(0, function, call, die)], layout)
+    in_place = "--checkpoint.asynchronous=false"  # so that it is known which checkpoint is there
+    dead, left = train(data, folder, [Fault(0, function, call, die)], layout, in_place)
     assert dead.status == -9
     assert left.status == RESTART, left
     saved = latest_step(folder / "run" / "checkpoints")

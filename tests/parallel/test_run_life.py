@@ -105,7 +105,7 @@ def test_the_life_of_a_run(folder: Path) -> None:
     assert [f"session {number} on" in log for number in (1, 2, 3, 4, 5)] == [True] * 4 + [False]
     assert f"the session before this one (number 1, on {sessions[0].start.host} since " in log
     assert log.count("continuing from ") == 3
-    assert log.count(f"saved {run}/checkpoints/step-{last:08d}\n") >= 1
+    assert log.count(f"saved {run}/checkpoints/step-{last:08d} (") >= 1
     assert "error: the " in log
     assert not list(run.glob("*.partial"))
 

@@ -76,7 +76,7 @@ MOMENTS = {
     "in a step after which nothing is due": ("losses_finite", 3, 1, signal.SIGUSR1, "step-00000003"),
     "in a step after which a save is due": ("losses_finite", 4, 0, signal.SIGTERM, "step-00000004"),
     "in an evaluation": ("_evaluate", 1, 1, signal.SIGTERM, "step-00000004"),
-    "in a save": ("_save", 1, 1, signal.SIGUSR1, "step-00000003"),
+    "in a save": ("take_snapshot", 1, 1, signal.SIGUSR1, "step-00000003"),
     "in the first step": ("losses_finite", 1, 1, signal.SIGUSR1, "step-00000001"),
 }
 

@@ -99,7 +99,7 @@ def save_with_failing_write(folder: str, fail_on_rank: int) -> str:
         def fail(*arguments: object, **options: object) -> None:
             raise OSError(28, "No space left on device")
 
-        save.save_file = fail  # type: ignore[assignment]
+        save.write_tensors = fail  # type: ignore[assignment]
     contents = sample_contents(2, mesh.rank, 2)
     try:
         save_checkpoint(Path(folder), contents, mesh, keep=3)

@@ -1,16 +1,11 @@
 """What a person reads: the lines word for word, the time left, and that no path or message loses its brackets."""
 
 import io
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from megagpt.errors import CheckpointError
-from megagpt.training import loop
 from megagpt.training.metrics import CorpusEvaluationRecord
-from megagpt.training.progress import Progress
 from megagpt.training.terminal import TerminalSink, describe_evaluation, describe_step, eta
 from tests.unit.training.records import evaluation_record, step_record
 
@@ -87,38 +82,3 @@ def test_a_terminal_gets_a_bar_with_loss_speed_and_time_left():
     assert "training" in text
     assert "50%" in text
     assert "loss -25.000  400 tokens/s  ETA 0:01:15" in text
-
-
-def save_with(monkeypatch, save, done: int) -> str:
-    """What `_save` prints of a run with these last steps."""
-    console = Console(file=io.StringIO(), width=400)
-    monkeypatch.setattr(loop, "take_snapshot", lambda *arguments: None)
-    monkeypatch.setattr(loop, "save_checkpoint", save)
-    settings = SimpleNamespace(keep=2, keep_every_steps=0)
-    plan = SimpleNamespace(num_steps=10, config=SimpleNamespace(checkpoint=settings))
-    prepared = SimpleNamespace(checkpoints=Path("x"), plan=plan)
-    policies = SimpleNamespace(history=None)
-    run = loop.TrainingRun(prepared, None, None, None, console, None, None, Progress(), policies, None)  # type: ignore[arg-type]
-    loop._save(run, done, 1.0, done == plan.num_steps)
-    return console.file.getvalue()
-
-
-def test_a_path_with_brackets_is_printed_whole(monkeypatch):
-    """rich takes `[try]` for a style unless it is told not to."""
-    printed = save_with(monkeypatch, lambda *arguments: Path("runs/[try]/checkpoints/step-00000004"), 4)
-    assert printed == "saved runs/[try]/checkpoints/step-00000004\n"
-
-
-def failing_save(*arguments):
-    raise CheckpointError("rank 1 could not write runs/[try]: No space left on device")
-
-
-def test_a_failed_save_is_said_and_training_goes_on(monkeypatch):
-    assert save_with(monkeypatch, failing_save, 4) == (
-        "checkpoint after step 4 failed: rank 1 could not write runs/[try]: No space left on device; training goes on\n"
-    )
-
-
-def test_a_failed_last_save_is_an_error(monkeypatch):
-    with pytest.raises(CheckpointError, match="No space left"):
-        save_with(monkeypatch, failing_save, 10)
