@@ -122,8 +122,8 @@ def fill(disk: Path) -> Path:
 
 
 def until_said(tree: RankTree, folder: Path, words: str) -> None:
-    until = time.monotonic() + 60
-    while words not in (folder / "rank-0.txt").read_text():
+    until, said = time.monotonic() + 60, folder / "rank-0.txt"
+    while not said.exists() or words not in said.read_text():
         assert tree.alive, tree.said()
         assert time.monotonic() < until, tree.said()
         time.sleep(0.002)
