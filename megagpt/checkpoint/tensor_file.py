@@ -25,6 +25,7 @@ from torch import Tensor
 
 from megagpt.checkpoint.manifest import FileRecord
 
+_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux
 _BLOCK_BYTES = 4096  # O_DIRECT wants offsets, lengths and addresses that are multiples of it
 _PART_BYTES = 8 << 20
 _NUM_PARTS = 4  # in memory at once
@@ -170,7 +171,7 @@ class _OutputFile:
 
     def __enter__(self) -> "_OutputFile":
         try:
-            self._file = os.open(self._path, self._flags | os.O_DIRECT, 0o666)
+            self._file = os.open(self._path, self._flags | _DIRECT, 0o666)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -200,4 +201,4 @@ class _OutputFile:
 
     @property
     def _is_direct(self) -> bool:
-        return bool(fcntl.fcntl(self._file, fcntl.F_GETFL) & os.O_DIRECT)
+        return bool(fcntl.fcntl(self._file, fcntl.F_GETFL) & _DIRECT)
