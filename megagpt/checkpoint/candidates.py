@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megagpt.checkpoint.commit import checkpoint_folder
-from megagpt.checkpoint.manifest import LATEST_NAME, parse_step, reading, step_folder
+from megagpt.checkpoint.file_record import reading
+from megagpt.checkpoint.manifest import LATEST_NAME, parse_step, step_folder
 from megagpt.checkpoint.retention import saved_steps
 
 

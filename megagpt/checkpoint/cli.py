@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest, check_file, step_folder
+from megagpt.checkpoint.file_record import check_file
+from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest, step_folder
 from megagpt.checkpoint.read import find_checkpoint, read_manifest
 from megagpt.checkpoint.retention import latest_step, removable_steps, remove_steps, saved_steps
 from megagpt.errors import CheckpointError

@@ -17,14 +17,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megagpt import __version__
 from megagpt.checkpoint.fault_history import FaultHistory
+from megagpt.checkpoint.file_record import USE_ANOTHER, FileRecord
 from megagpt.data.blend_history import Phase, phases_from_json
 from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError, DamagedCheckpointError
@@ -38,19 +37,9 @@ OLDEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.toml"
 LATEST_NAME = "latest"
-_USE_ANOTHER = "use another checkpoint"
 PRECISIONS = ("fp32", "bf16", "fp16")
-_HASH_CHUNK_BYTES = 1 << 22
 _STEP_FOLDER = re.compile(r"step-(\d{8,})", re.ASCII)
 _OWN_HASH = re.compile(r'\A\{\n  "sha256": "([0-9a-f]{64})",\n')  # how a manifest begins; of all that comes after it
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and hash by which a file is known to be whole."""
-
-    num_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -129,16 +118,16 @@ class Manifest:
         """
         begin = _OWN_HASH.match(text)
         if not begin and "sha256" in text.partition(",")[0]:
-            raise DamagedCheckpointError(f"{where} is damaged: its own hash is not as it was written; {_USE_ANOTHER}")
+            raise DamagedCheckpointError(f"{where} is damaged: its own hash is not as it was written; {USE_ANOTHER}")
         if begin and _hash_of(text[begin.end() :]) != begin[1]:
-            raise DamagedCheckpointError(f"{where} is damaged: its hash differs from its content's; {_USE_ANOTHER}")
+            raise DamagedCheckpointError(f"{where} is damaged: its hash differs from its content's; {USE_ANOTHER}")
         try:
             values: dict[str, Any] = json.loads(text)
             version = values["format_version"]
             if begin:
                 del values["sha256"]
         except (ValueError, KeyError, TypeError) as error:
-            raise DamagedCheckpointError(f"{where} is not a checkpoint manifest ({error}); {_USE_ANOTHER}") from None
+            raise DamagedCheckpointError(f"{where} is not a checkpoint manifest ({error}); {USE_ANOTHER}") from None
         if not isinstance(version, int) or not OLDEST_VERSION <= version <= FORMAT_VERSION:
             raise CheckpointError(
                 f"{where} has format version {version}, written by megagpt {values.get('megagpt_version', 'unknown')}; "
@@ -153,21 +142,21 @@ class Manifest:
         if values.get("precision") not in PRECISIONS:
             raise DamagedCheckpointError(
                 f"{where} is damaged: its precision is {values.get('precision')!r}, none of {', '.join(PRECISIONS)}; "
-                f"{_USE_ANOTHER}"
+                f"{USE_ANOTHER}"
             )
         try:
             values["spec"] = ModelSpec.from_dict(values["spec"])
             values["layout"] = CheckpointLayout(**values["layout"])
-            values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
+            values["files"] = {name: FileRecord.from_dict(record) for name, record in values["files"].items()}
             values["optimizer"] = _optimizer_progress(values.get("optimizer"))
             values["phases"] = phases_from_json(values.get("phases", []))
             values["faults"] = FaultHistory.from_json(values.get("faults"))
             return cls(**values)
         except (TypeError, ValueError, KeyError, AttributeError, CheckpointError) as error:
-            raise DamagedCheckpointError(f"{where} is damaged: {error}; {_USE_ANOTHER}") from None
+            raise DamagedCheckpointError(f"{where} is damaged: {error}; {USE_ANOTHER}") from None
         except AssertionError as error:  # of ModelSpec
             raise DamagedCheckpointError(
-                f"{where} is damaged: its model's sizes do not fit together {error}; {_USE_ANOTHER}"
+                f"{where} is damaged: its model's sizes do not fit together {error}; {USE_ANOTHER}"
             ) from None
 
 
@@ -191,48 +180,6 @@ def parse_step(name: str) -> int | None:
 def step_folder(step: int) -> str:
     """Name of the checkpoint folder of a step."""
     return f"step-{step:08d}"
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Within, a file that cannot be read is damage; one that this user may not read is a CheckpointError alone."""
-    try:
-        yield
-    except PermissionError as error:
-        raise CheckpointError(f"{error.filename or path} may not be read by this user; give it the rights") from None
-    except OSError as error:
-        where, why = error.filename or path, error.strerror or error
-        raise DamagedCheckpointError(f"{where} cannot be read ({why}); {_USE_ANOTHER}") from None
-
-
-def hash_file(digest: "hashlib._Hash", path: Path) -> None:
-    """Add a file's bytes to a hash, a chunk at a time."""
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-
-
-def file_record(path: Path) -> FileRecord:
-    """Size and hash of a file, read once."""
-    digest = hashlib.sha256()
-    hash_file(digest, path)
-    return FileRecord(path.stat().st_size, digest.hexdigest())
-
-
-def check_file(folder: Path, name: str, record: FileRecord, verify_hash: bool) -> None:
-    """Raise DamagedCheckpointError unless the file is there, has its size and, if asked, its hash."""
-    path = folder / name
-    with reading(path):
-        if not path.exists():
-            raise DamagedCheckpointError(f"{path} is missing; the checkpoint is not whole, use another one")
-        size = path.stat().st_size
-        if size != record.num_bytes:
-            raise DamagedCheckpointError(
-                f"{path} has {size} bytes, its manifest says {record.num_bytes}; {_USE_ANOTHER}"
-            )
-        is_wrong = verify_hash and file_record(path).sha256 != record.sha256
-    if is_wrong:
-        raise DamagedCheckpointError(f"{path} is damaged: its hash differs from its manifest's; {_USE_ANOTHER}")
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 from megagpt.checkpoint import version_1
 from megagpt.checkpoint.candidates import read_latest
 from megagpt.checkpoint.commit import checkpoint_folder
-from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest, check_file, reading
+from megagpt.checkpoint.file_record import check_file, reading
+from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest
 from megagpt.checkpoint.pieces import MASTER
 from megagpt.checkpoint.state import StateReader
 from megagpt.errors import CheckpointError, DamagedCheckpointError

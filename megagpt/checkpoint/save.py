@@ -17,16 +17,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megagpt.checkpoint.commit import WRITING, commit_folder, start_folder
+from megagpt.checkpoint.file_record import FileRecord, file_record
 from megagpt.checkpoint.index import INDEX_NAME, Index, Place, check_index, file_of, tensor_key
-from megagpt.checkpoint.manifest import (
-    CONFIG_NAME,
-    MANIFEST_NAME,
-    FileRecord,
-    Manifest,
-    file_record,
-    step_folder,
-    write_durably,
-)
+from megagpt.checkpoint.manifest import CONFIG_NAME, MANIFEST_NAME, Manifest, step_folder, write_durably
 from megagpt.checkpoint.pieces import KINDS, Piece
 from megagpt.checkpoint.retention import removable_steps, remove_steps, saved_steps
 from megagpt.checkpoint.tensor_file import write_tensors

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megagpt.checkpoint.file_record import check_file
 from megagpt.checkpoint.index import INDEX_NAME, Index, Place, check_index, file_of, tensor_key
-from megagpt.checkpoint.manifest import Manifest, check_file
+from megagpt.checkpoint.manifest import Manifest
 from megagpt.checkpoint.pieces import KINDS, Cut, Piece, num_slices, overlay
 from megagpt.errors import DamagedCheckpointError
 from megagpt.model.names import parameter_shapes

@@ -11,7 +11,6 @@ file on the disk, its size and its hash. Knows nothing of checkpoints.
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from threading import Lock, Thread
 import torch
 from torch import Tensor
 
-from megagpt.checkpoint.manifest import FileRecord
+from megagpt.checkpoint.file_record import FileRecord, new_digest
 
 _DIRECT = getattr(os, "O_DIRECT", 0)  # Linux
 _BLOCK_BYTES = 4096  # O_DIRECT wants offsets, lengths and addresses that are multiples of it
@@ -36,7 +35,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
     """Write flat float32 tensors by name and bring them to the disk. Raises OSError or RuntimeError."""
     header = _header(tensors)
     num_bytes = header.nbytes + sum(tensor.nbytes for tensor in tensors.values())
-    digest = hashlib.sha256()
+    digest = new_digest()
     free: SimpleQueue[_Part] = SimpleQueue()
     is_pinned = any(tensor.is_cuda for tensor in tensors.values())
     for _ in range(min(_NUM_PARTS, -(-num_bytes // _PART_BYTES))):
@@ -59,7 +58,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
         for user in users:
             user.check()
         file.finish(num_bytes)
-    return FileRecord(num_bytes, digest.hexdigest())
+    return FileRecord.of(num_bytes, digest)
 
 
 def _header(tensors: dict[str, Tensor]) -> Tensor:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megagpt.checkpoint.manifest import Manifest, check_file
+from megagpt.checkpoint.file_record import check_file
+from megagpt.checkpoint.manifest import Manifest
 from megagpt.errors import CheckpointError
 from megagpt.model.names import local_shape, parameter_shapes
 

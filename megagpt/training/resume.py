@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 from rich.console import Console
 
-from megagpt.checkpoint.load import load_pieces, verify_share
+from megagpt.checkpoint.load import load_share
 from megagpt.checkpoint.manifest import Manifest
 from megagpt.errors import CheckpointError, DamagedCheckpointError
 from megagpt.parallel.agree import on_every_rank
@@ -48,8 +48,8 @@ def load_engine(engine: Engine, folder: Path, manifest: Manifest) -> None:
     is of no use.
     """
     mesh = engine.mesh
-    on_every_rank(lambda: verify_share(folder, manifest, mesh.rank, mesh.world_size), mesh)
-    on_every_rank(lambda: load_pieces(folder, manifest, engine.held_pieces(), mesh.tensor_size), mesh)
+    pieces, rank, num_ranks = engine.held_pieces(), mesh.rank, mesh.world_size
+    on_every_rank(lambda: load_share(folder, manifest, pieces, mesh.tensor_size, rank, num_ranks), mesh)
     assert manifest.optimizer is not None, "check_belongs refuses format 1"
     engine.continue_from(manifest.optimizer)
 

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 
 from megagpt import __version__
+from megagpt.checkpoint.file_record import FileRecord, check_file, file_record
 from megagpt.checkpoint.index import moments_file, weights_file
 from megagpt.checkpoint.manifest import (
     FORMAT_VERSION,
-    FileRecord,
     LossScale,
     Manifest,
     OptimizerProgress,
-    check_file,
-    file_record,
     step_folder,
     write_durably,
 )
@@ -28,7 +26,7 @@ WHERE = Path("run/checkpoints/step-00000007/manifest.json")
 
 def sample() -> Manifest:
     manifest = sample_manifest(7)
-    return replace(manifest, tokenizer_file="tokenizer.model", files={"a.pt": FileRecord(3, "00" * 32)})
+    return replace(manifest, tokenizer_file="tokenizer.model", files={"a.pt": FileRecord(3, "xxh3_128:" + "00" * 16)})
 
 
 def changed(**values) -> str:
@@ -97,7 +95,9 @@ def test_what_is_no_manifest(text):
         ({"optimizer": 3}, "'int' object"),
         ({"precision": "fp8"}, "precision is 'fp8', none of fp32, bf16, fp16"),
         ({"files": ["a.pt"]}, "'list' object"),
-        ({"files": {"a.pt": {"num_bytes": 3}}}, "missing 1 required positional argument: 'sha256'"),
+        ({"files": {"a.pt": {"num_bytes": 3}}}, "'hash'"),
+        ({"files": {"a.pt": {"num_bytes": 3, "hash": "md5:00"}}}, "'md5:00' is no hash that this megagpt knows"),
+        ({"files": {"a.pt": {"num_bytes": 3, "hash": 5}}}, "'int' object"),
     ],
 )
 def test_a_damaged_manifest_names_the_file_and_what_is_wrong(values, message):
@@ -152,7 +152,7 @@ def test_a_manifest_that_is_no_text(tmp_path):
 def test_check_file(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"abc")
     record = file_record(tmp_path / "a.pt")
-    assert record == FileRecord(3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")  # FIPS 180
+    assert record == FileRecord(3, "xxh3_128:06b05ab6733a618578af5f94892f3950")  # as xxhsum -H2 says
     check_file(tmp_path, "a.pt", record, verify_hash=True)
     with pytest.raises(CheckpointError, match=r"b\.pt is missing; the checkpoint is not whole"):
         check_file(tmp_path, "b.pt", record, verify_hash=False)
@@ -163,6 +163,18 @@ def test_check_file(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"ab")
     with pytest.raises(CheckpointError, match=r"a\.pt has 2 bytes, its manifest says 3"):
         check_file(tmp_path, "a.pt", record, verify_hash=False)
+
+
+def test_the_first_checkpoints_had_sha256(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"abc")
+    sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180
+    values = changed(files={"a.pt": {"num_bytes": 3, "sha256": sha256}})
+    manifest = Manifest.from_json(values, WHERE)
+    check_file(tmp_path, "a.pt", manifest.files["a.pt"], verify_hash=True)
+    (tmp_path / "a.pt").write_bytes(b"abd")
+    with pytest.raises(DamagedCheckpointError, match=r"a\.pt is damaged: its hash differs"):
+        check_file(tmp_path, "a.pt", manifest.files["a.pt"], verify_hash=True)
+    assert Manifest.from_json(manifest.to_json(), WHERE) == manifest
 
 
 def test_write_durably_replaces_whole_files(tmp_path):

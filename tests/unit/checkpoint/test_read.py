@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megagpt.checkpoint.manifest import CheckpointLayout, file_record
+from megagpt.checkpoint.file_record import file_record
+from megagpt.checkpoint.manifest import CheckpointLayout
 from megagpt.checkpoint.read import find_checkpoint, read_manifest, read_model
 from megagpt.checkpoint.version_1 import model_file
 from megagpt.errors import CheckpointError

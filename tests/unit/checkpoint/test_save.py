@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from megagpt.checkpoint.file_record import check_file
 from megagpt.checkpoint.load import load_pieces, verify_share
-from megagpt.checkpoint.manifest import check_file
 from megagpt.checkpoint.pieces import KINDS
 from megagpt.checkpoint.read import find_checkpoint, read_manifest, read_model
 from megagpt.checkpoint.save import save_checkpoint

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megagpt.checkpoint.differences import RunIdentity
+from megagpt.checkpoint.file_record import file_record
 from megagpt.checkpoint.index import INDEX_NAME, Index, Place, file_of, moments_file, tensor_key, weights_file
 from megagpt.checkpoint.load import check_belongs, verify_share
-from megagpt.checkpoint.manifest import CheckpointLayout, file_record
+from megagpt.checkpoint.manifest import CheckpointLayout
 from megagpt.checkpoint.pieces import KINDS, Piece, num_slices, slice_size
 from megagpt.checkpoint.read import read_manifest, read_model
 from megagpt.checkpoint.state import StateReader

@@ -1,22 +1,26 @@
 """Files that are written in one pass: what safetensors reads back, the hash, disks that fail or know no O_DIRECT."""
 
 import errno
-import hashlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
 
 from megagpt.checkpoint import tensor_file
-from megagpt.checkpoint.manifest import FileRecord
+from megagpt.checkpoint.file_record import FileRecord
 from megagpt.checkpoint.tensor_file import write_tensors
 
 
 def tensors(*sizes: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {f"layers.{n}.权": torch.randn(size, generator=generator) for n, size in enumerate(sizes)}
+
+
+def hash_of(content: bytes) -> str:
+    return f"xxh3_128:{xxhash.xxh3_128_hexdigest(content)}"
 
 
 @pytest.fixture
@@ -33,13 +37,13 @@ def test_safetensors_reads_what_was_written(tmp_path, sizes):
     assert found.keys() == values.keys()
     assert all(torch.equal(found[name], value) for name, value in values.items())
     content = path.read_bytes()
-    assert written == FileRecord(len(content), hashlib.sha256(content).hexdigest())
+    assert written == FileRecord(len(content), hash_of(content))
 
 
 def test_parts_of_their_real_size(tmp_path):
     values = tensors(3_000_000, 10, 2_500_000)
     written = write_tensors(tmp_path / "a", values)
-    assert hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest() == written.sha256
+    assert hash_of((tmp_path / "a").read_bytes()) == written.hash
     assert all(torch.equal(load_file(tmp_path / "a")[name], value) for name, value in values.items())
 
 
@@ -74,7 +78,7 @@ def test_a_file_system_without_direct_writes(tmp_path, monkeypatch, refused_at):
     values = tensors(5, 7000)
     written = write_tensors(tmp_path / "a", values)
     assert refused
-    assert hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest() == written.sha256
+    assert hash_of((tmp_path / "a").read_bytes()) == written.hash
     assert all(torch.equal(load_file(tmp_path / "a")[name], value) for name, value in values.items())
 
 
