@@ -18,7 +18,7 @@ import pytest
 
 from megagpt.training.run_record import read_sessions
 from tests.e2e.slurm_lab import SlurmLab, missing_for_slurm
-from tests.e2e.test_launchers import Checkout, free_port
+from tests.e2e.test_launchers import REPOSITORY, Checkout, free_port
 from tests.parallel.runs import read_metrics, run_arguments
 
 pytestmark = pytest.mark.skipif(missing_for_slurm() is not None, reason=str(missing_for_slurm()))
@@ -40,7 +40,7 @@ class Cluster:
 
     def launch(self, *words: str, **variables: str) -> str:
         command = [sys.executable, "-m", "megagpt", "launch", *words]
-        environment = {**self.lab.environment, "PYTHONPATH": os.environ["PYTHONPATH"], **variables}
+        environment = {**self.lab.environment, "PYTHONPATH": str(REPOSITORY), **variables}
         ended = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
         )

@@ -15,6 +15,7 @@ from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, read_metrics, run_arguments, train_rank
 
 # what befalls rank 1 in each attempt; saves are due after steps 2, 4 and 6
+IN_PLACE = "--checkpoint.asynchronous=false"  # so that a save is whole before the next step
 FAULTS = [
     Fault(1, "dropout_seed", 4, die),  # in step 4: goes on from step 2
     Fault(1, "reduce_num_loss_tokens", 3, sleep_forever),  # in step 5: goes on from step 4
@@ -42,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_killed_and_a_hung_rank_change_nothing(folder: Path) -> None:
     broken, unbroken, log = folder / "broken", folder / "unbroken", folder / "log"
     (folder / "small.toml").write_text("", encoding="utf-8")
-    arguments = [str(folder / "small.toml"), *run_arguments(broken, "--faults.hang_timeout_seconds=4")]
+    arguments = [str(folder / "small.toml"), *run_arguments(broken, "--faults.hang_timeout_seconds=4", IN_PLACE)]
     process = start_agent(faulty_worker, arguments, log, max_restarts=len(FAULTS))
     process.join(120)
     assert process.exitcode == 0, log.read_text()
