@@ -110,7 +110,7 @@ def measure_training(folder: Path, options: argparse.Namespace) -> dict[str, Any
 def train(folder: Path, options: argparse.Namespace, extra: tuple[str, ...]) -> dict[str, Any]:
     """Train one rank on one core. Seconds from line to line of the log, and what the saves said of themselves."""
     command = [
-        *(sys.executable, "-u", str(ROOT / "pretrain" / "pretrain_gpt.py"), "--config", options.model),
+        *(sys.executable, "-u", str(ROOT / "pretrain" / "pretrain_gpt.py"), options.model),
         *(f"--run.folder={folder}", f"--tokenizer.path={options.tokenizer}", f"--data.path={options.dataset}"),
         *(f"--train.steps={options.steps}", "--train.micro_batch_size=1", "--model.sequence_length=256"),
         *(
