@@ -25,11 +25,12 @@ import xxhash
 from safetensors.torch import save_file
 
 from megagpt.checkpoint.host_copy import HostCopy
-from megagpt.checkpoint.load import load_pieces, load_share
+from megagpt.checkpoint.load import load_share
 from megagpt.checkpoint.manifest import FORMAT_VERSION, CheckpointLayout, Manifest, OptimizerProgress
 from megagpt.checkpoint.pieces import KINDS, Piece
 from megagpt.checkpoint.read import read_manifest
 from megagpt.checkpoint.save import CheckpointContents, save_checkpoint
+from megagpt.checkpoint.state import StateReader
 from megagpt.config_file import load_config
 from megagpt.model.names import parameter_shapes
 from megagpt.parallel.mesh import build_mesh, destroy_mesh
@@ -212,7 +213,7 @@ class Share:
 
     def _fill(self, pieces: list[Piece]) -> None:
         folder = self._place("ours") / "step-00000001"
-        load_pieces(folder, read_manifest(folder), pieces, 1)
+        StateReader(folder, read_manifest(folder)).fill(pieces, 1)
 
     def _read_dcp(self) -> None:
         reader = dcp.FileSystemReader(self._place("torch DCP"))

@@ -56,10 +56,13 @@ class FileRecord:
             raise ValueError(f"{record.hash!r} is no hash that this megagpt knows ({', '.join(_DIGESTS)})")
         return record
 
-    def holds(self, path: Path) -> bool:
-        """Whether a file has this hash; reads all of it."""
-        algorithm, _, wanted = self.hash.partition(":")
-        return _hash_file(_DIGESTS[algorithm](), path).hexdigest() == wanted
+    def new_digest(self) -> Digest:
+        """A hash of this one's algorithm, of nothing yet."""
+        return _DIGESTS[self.hash.partition(":")[0]]()
+
+    def agrees(self, digest: Digest) -> bool:
+        """Whether a `new_digest()` of this record, which has seen a file, is this hash."""
+        return digest.hexdigest() == self.hash.partition(":")[2]
 
 
 def new_digest() -> Digest:
@@ -103,6 +106,6 @@ def check_file(folder: Path, name: str, record: FileRecord, verify_hash: bool) -
             raise DamagedCheckpointError(
                 f"{path} has {size} bytes, its manifest says {record.num_bytes}; {USE_ANOTHER}"
             )
-        is_wrong = verify_hash and not record.holds(path)
+        is_wrong = verify_hash and not record.agrees(_hash_file(record.new_digest(), path))
     if is_wrong:
         raise DamagedCheckpointError(f"{path} is damaged: its hash differs from its manifest's; {USE_ANOTHER}")

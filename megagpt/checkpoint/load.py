@@ -4,9 +4,6 @@ The layout may differ from the one that wrote it. The checks against the run nee
 before one starts.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from megagpt.checkpoint.differences import RunIdentity, changed_settings, identity_differences, refusal
@@ -16,9 +13,7 @@ from megagpt.checkpoint.pieces import Piece
 from megagpt.checkpoint.read import read_manifest
 from megagpt.checkpoint.state import StateReader
 from megagpt.config_file import LoadedConfig
-from megagpt.errors import CheckpointError, DamagedCheckpointError
-
-_HASHING_THREADS = 2  # a rank has two large files: weights and moments
+from megagpt.errors import CheckpointError
 
 
 def check_belongs(folder: Path, run: RunIdentity, loaded: LoadedConfig) -> Manifest:
@@ -39,42 +34,18 @@ def check_belongs(folder: Path, run: RunIdentity, loaded: LoadedConfig) -> Manif
 def load_share(
     folder: Path, manifest: Manifest, pieces: list[Piece], tensor_ranks: int, rank: int, num_ranks: int
 ) -> None:
-    """Fill the masters and moments that a rank holds, in place, and check its share of the files' hashes.
+    """Fill the masters and moments that a rank holds, in place, and check the hashes of its share of the files.
 
-    Both at once: on the layout that saved, what is hashed is what is filled in, and it comes from the disk once. Raises
-    CheckpointError; the pieces are of use only where no rank finds damage.
+    All ranks together check each file once; on the layout that saved, a rank checks what it wrote, in the same reading.
+    Raises CheckpointError; the pieces are of use only where no rank finds damage.
     """
-    with ThreadPoolExecutor(max_workers=_HASHING_THREADS) as threads:
-        checks = [threads.submit(check) for check in _share_of_checks(folder, manifest, rank, num_ranks)]
-        trouble = None
-        try:
-            load_pieces(folder, manifest, pieces, tensor_ranks)
-        except DamagedCheckpointError as error:
-            trouble = error
-    for check in checks:  # first: they know which file it is that differs
-        check.result()
-    if trouble is not None:
-        raise trouble
-
-
-def verify_share(folder: Path, manifest: Manifest, rank: int, num_ranks: int) -> None:
-    """Check the hashes of a rank's share of a checkpoint's files. Raises DamagedCheckpointError naming a bad one."""
-    for check in _share_of_checks(folder, manifest, rank, num_ranks):
-        check()
-
-
-def _share_of_checks(folder: Path, manifest: Manifest, rank: int, num_ranks: int) -> list[Callable[[], None]]:
-    """All ranks together read each file once; on the layout that saved, a rank reads those that it wrote."""
-    files = StateReader(folder, manifest).files_by_rank()
+    reader = StateReader(folder, manifest)
+    files = reader.files_by_rank()
     if len(files) >= num_ranks:
         mine = [file for written in files[rank::num_ranks] for file in written]
     else:
         mine = [file for written in files for file in written][rank::num_ranks]
     if rank == 0:  # the small files: configuration, tokenizer
-        mine += sorted(set(manifest.files).difference(*files))
-    return [partial(check_file, folder, file, manifest.files[file], verify_hash=True) for file in mine]
-
-
-def load_pieces(folder: Path, manifest: Manifest, pieces: list[Piece], tensor_ranks: int) -> None:
-    """Fill the masters and moments that a rank holds, in place, reading no other elements. Raises CheckpointError."""
-    StateReader(folder, manifest).fill(pieces, tensor_ranks)
+        for file in sorted(set(manifest.files).difference(*files)):
+            check_file(folder, file, manifest.files[file], verify_hash=True)
+    reader.fill(pieces, tensor_ranks, verify=mine)

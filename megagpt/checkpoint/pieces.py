@@ -56,6 +56,28 @@ class Copy(NamedTuple):
     num_rows: int
     num_columns: int
 
+    def within(self, start: int, stop: int) -> "list[Copy]":
+        """What of it has its source elements in [start, stop), with offsets of the source from `start` on."""
+        offset, stride = self.source
+        first = max(0, -(-(start - offset) // stride))  # the first row that begins there
+        last = min(self.num_rows, (stop - offset - self.num_columns) // stride + 1)  # after the last that ends there
+        found = [self._block(first, last, 0, self.num_columns, start)] if first < last else []
+        for row in {first - 1, max(first - 1, last)}:  # cut by an end, or by both
+            begin = offset + row * stride
+            column, stop_column = max(start - begin, 0), min(stop - begin, self.num_columns)
+            if 0 <= row < self.num_rows and column < stop_column:
+                found.append(self._block(row, row + 1, column, stop_column, start))
+        return found
+
+    def _block(self, row: int, stop_row: int, column: int, stop_column: int, start: int) -> "Copy":
+        (source, source_stride), (target, target_stride) = self.source, self.target
+        return Copy(
+            (source + row * source_stride + column - start, source_stride),
+            (target + row * target_stride + column, target_stride),
+            stop_row - row,
+            stop_column - column,
+        )
+
     def run(self, source: Tensor, target: Tensor) -> None:
         """Copy the block between two flat tensors; converts the dtype where they differ."""
         shape = (self.num_rows, self.num_columns)

@@ -9,7 +9,7 @@ from torch import Tensor
 from megagpt.checkpoint import version_1
 from megagpt.checkpoint.candidates import read_latest
 from megagpt.checkpoint.commit import checkpoint_folder
-from megagpt.checkpoint.file_record import check_file, reading
+from megagpt.checkpoint.file_record import reading
 from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest
 from megagpt.checkpoint.pieces import MASTER
 from megagpt.checkpoint.state import StateReader
@@ -81,8 +81,8 @@ def read_model(path: str | Path, verify: bool = True) -> LoadedModel:
     if manifest.format_version == 1:
         return LoadedModel(folder, manifest, version_1.read_parameters(folder, manifest, verify))
     reader = StateReader(folder, manifest)
-    for file in reader.files((MASTER,)) if verify else ():
-        check_file(folder, file, manifest.files[file], verify_hash=True)
     dtype = _COMPUTED_IN[manifest.precision]
-    parameters = {name: reader.whole(name, MASTER).to(dtype).float() for name in parameter_shapes(manifest.spec)}
+    parameters = reader.whole(parameter_shapes(manifest.spec), MASTER, verify)
+    for value in parameters.values():
+        value.copy_(value.to(dtype))
     return LoadedModel(folder, manifest, parameters)

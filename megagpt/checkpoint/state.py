@@ -1,24 +1,25 @@
 """Reads any elements of any parameter from the pieces of a checkpoint, whatever layouts wrote it and reads it.
 
-Files are mapped, not read: only the pages that hold wanted elements come from the disk, and no more than one block is
-in memory beside what is filled. Knows nothing of torch.distributed.
+Only what holds wanted elements comes from the disk, except of files whose hash is checked, and no more than a few MB of
+it are in memory beside what is filled. Knows nothing of torch.distributed.
 """
 
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megagpt.checkpoint.file_record import check_file
-from megagpt.checkpoint.index import INDEX_NAME, Index, Place, check_index, file_of, tensor_key
+from megagpt.checkpoint.file_record import FileRecord, check_file
+from megagpt.checkpoint.index import INDEX_NAME, Index, check_index, file_of, tensor_key
 from megagpt.checkpoint.manifest import Manifest
 from megagpt.checkpoint.pieces import KINDS, Cut, Piece, num_slices, overlay
+from megagpt.checkpoint.tensor_read import Fill, read_tensors
 from megagpt.errors import DamagedCheckpointError
 from megagpt.model.names import parameter_shapes
 
-_MOST_OPEN_FILES = 64
+_FILES_AT_ONCE = 2  # weights and moments of a rank
 
 
 class StateReader:
@@ -27,10 +28,10 @@ class StateReader:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, manifest
         self._infos = parameter_shapes(manifest.spec)
-        path = self._checked(INDEX_NAME, verify_hash=True)
+        path = folder / INDEX_NAME
+        check_file(folder, INDEX_NAME, self._record(INDEX_NAME), verify_hash=True)
         self._index = Index.from_json(path.read_bytes().decode("utf-8", "replace"), path)
         check_index(self._index, self._infos, path)
-        self._files: dict[str, Any] = {}
 
     def files(self, kinds: tuple[str, ...] = KINDS) -> list[str]:
         """Names of the files that hold such tensors, in the order of the ranks that wrote them."""
@@ -41,51 +42,38 @@ class StateReader:
         ranks = sorted({place.rank for places in self._index.pieces.values() for place in places})
         return [list(dict.fromkeys(file_of(rank, kind) for kind in kinds)) for rank in ranks]
 
-    def fill(self, pieces: list[Piece], tensor_ranks: int, kinds: tuple[str, ...] = KINDS) -> None:
-        """Fill the tensors of pieces in place. `tensor_ranks`: over how many the pieces' slices divide a parameter."""
+    def fill(
+        self, pieces: list[Piece], tensor_ranks: int, kinds: tuple[str, ...] = KINDS, verify: Sequence[str] = ()
+    ) -> None:
+        """Fill the tensors of pieces in place; `verify`: files to check the hashes of, which are read whole.
+
+        `tensor_ranks`: over how many the pieces' slices divide a parameter. With damage, what is filled is of no use.
+        """
+        fills: dict[str, list[Fill]] = {file: [] for file in verify}
         for piece in pieces:
             info = self._infos[piece.name]
             wanted = Cut(piece.tensor_slice, num_slices(info, tensor_ranks), piece.start, piece.stop)
             for place in self._index.pieces[piece.name]:
-                copies = overlay(info, self._index.cut(place, info), wanted)
-                for kind in kinds if copies else ():
-                    source = self._tensor(piece.name, kind, place)
-                    for copy in copies:
-                        copy.run(source, piece.tensor(kind))
+                for copy in overlay(info, self._index.cut(place, info), wanted):
+                    for kind in kinds:
+                        fill = Fill(tensor_key(piece.name, kind), place.stop - place.start, copy, piece.tensor(kind))
+                        fills.setdefault(file_of(place.rank, kind), []).append(fill)
+        with ThreadPoolExecutor(max_workers=_FILES_AT_ONCE) as threads:
+            reads = [
+                threads.submit(read_tensors, self._folder / file, wants, self._record(file), file in verify)
+                for file, wants in fills.items()
+            ]
+        for read in reads:
+            read.result()
 
-    def whole(self, name: str, kind: str) -> Tensor:
-        """A whole parameter, or a moment of it, in its shape: float32 on the CPU."""
-        info = self._infos[name]
-        value = torch.empty(info.shape)
-        flat = value.view(-1)
-        self.fill([Piece(name, 0, 0, flat.numel(), flat, flat, flat)], 1, (kind,))
-        return value
+    def whole(self, names: Iterable[str], kind: str, verify: bool = False) -> dict[str, Tensor]:
+        """Whole parameters, or a moment of each, in their shapes: float32 on the CPU. `verify`: check hashes, too."""
+        values = {name: torch.empty(self._infos[name].shape) for name in names}
+        pieces = [Piece(name, 0, 0, value.numel(), *[value.view(-1)] * len(KINDS)) for name, value in values.items()]
+        self.fill(pieces, 1, (kind,), self.files((kind,)) if verify else ())
+        return values
 
-    def _tensor(self, name: str, kind: str, place: Place) -> Tensor:
-        """A saved piece: [stop - start], a view of the mapped file."""
-        file, key = file_of(place.rank, kind), tensor_key(name, kind)
-        where = self._folder / file
-        try:
-            tensor: Tensor = self._open(file).get_tensor(key)
-        except SafetensorError as error:
-            raise DamagedCheckpointError(f"{where} is damaged: {error}; use another checkpoint") from None
-        if tensor.shape != (place.stop - place.start,) or tensor.dtype != torch.float32:
-            raise DamagedCheckpointError(
-                f"{key} in {where} has shape {tuple(tensor.shape)} and {tensor.dtype}, the index says "
-                f"{(place.stop - place.start,)} and torch.float32; use another checkpoint"
-            )
-        return tensor
-
-    def _open(self, file: str) -> Any:
-        if file not in self._files:
-            path = self._checked(file, verify_hash=False)
-            if len(self._files) == _MOST_OPEN_FILES:
-                self._files.pop(next(iter(self._files)))
-            self._files[file] = safe_open(path, "pt")  # type: ignore[no-untyped-call]
-        return self._files[file]
-
-    def _checked(self, file: str, verify_hash: bool) -> Path:
+    def _record(self, file: str) -> FileRecord:
         if file not in self._manifest.files:
             raise DamagedCheckpointError(f"{self._folder} holds no {file}; it is not whole")
-        check_file(self._folder, file, self._manifest.files[file], verify_hash)
-        return self._folder / file
+        return self._manifest.files[file]

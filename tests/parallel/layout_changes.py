@@ -123,5 +123,6 @@ def read_state(path: Path) -> State:
     folder = find_checkpoint(path)
     manifest = read_manifest(folder)
     reader = StateReader(folder, manifest)
-    tensors = {(name, kind): reader.whole(name, kind) for name in parameter_shapes(manifest.spec) for kind in KINDS}
+    names = parameter_shapes(manifest.spec)
+    tensors = {(name, kind): value for kind in KINDS for name, value in reader.whole(names, kind).items()}
     return State(tensors, manifest.optimizer)

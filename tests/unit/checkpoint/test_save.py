@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megagpt.checkpoint.file_record import check_file
-from megagpt.checkpoint.load import load_pieces, verify_share
+from megagpt.checkpoint.load import load_share
 from megagpt.checkpoint.pieces import KINDS
 from megagpt.checkpoint.read import find_checkpoint, read_manifest, read_model
 from megagpt.checkpoint.save import save_checkpoint
@@ -66,8 +66,7 @@ def test_what_was_saved_comes_back(tmp_path, mesh):
     for piece in found:
         for kind in KINDS:
             piece.tensor(kind).fill_(-1)
-    verify_share(folder, manifest, 0, 1)
-    load_pieces(folder, manifest, found, 1)
+    load_share(folder, manifest, found, 1, 0, 1)
     for piece, saved in zip(found, sample_contents(3).pieces, strict=True):
         assert all(torch.equal(piece.tensor(kind), saved.tensor(kind)) for kind in KINDS)
     wanted = sample_parameters()
