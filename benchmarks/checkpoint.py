@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from machine import ROOT, commit, machine, versions
+from machine import ROOT, commit, machine, publish, versions
 
 SAVES = {
     "no saves": ("--checkpoint.interval_steps=0",),
@@ -53,12 +53,7 @@ def main() -> int:
         "files": files,
         "training": training,
     }
-    lines = table(report)
-    print("\n".join(lines))
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        options.output.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    publish(report, table(report), options.output)
     return 0
 
 

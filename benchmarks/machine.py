@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +53,16 @@ def commit(folder: Path = ROOT) -> str | None:
     if found is None:
         return None
     return found + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def publish(report: dict[str, Any], lines: Sequence[str], output: Path | None) -> None:
+    """Print lines of Markdown; write the report as a JSON file and the lines beside it, unless `output` is None."""
+    text = "\n".join(lines) + "\n"
+    print(text, end="")
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        output.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

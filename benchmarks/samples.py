@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from machine import commit, machine, versions
+from machine import commit, machine, publish, versions
 
 SHARES = (0.98, 0.01, 0.01)
 BATCH = 64
@@ -57,12 +57,7 @@ def main() -> int:
         "sequence_length": options.length,
         "rounds": rounds,
     }
-    lines = table(report)
-    print("\n".join(lines))
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        options.output.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    publish(report, table(report), options.output)
     return 0
 
 

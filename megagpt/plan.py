@@ -47,6 +47,9 @@ __all__ = [
 _WORTH_BALANCING = 0.05  # of the slowest chunk's time
 
 
+_CHECKPOINT_BYTES = 12  # of a parameter: float32 weight and AdamW's two moments
+
+
 @dataclass(frozen=True)
 class ParameterCounts:
     """Exact numbers of parameters.
@@ -88,6 +91,18 @@ class RunPlan:
     def peak_memory(self) -> GpuMemory:
         """The fullest GPU's memory."""
         return max(self.memory, key=lambda memory: memory.total_bytes)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint's tensors: weights and optimizer state."""
+        return _CHECKPOINT_BYTES * self.parameters.total
+
+    @property
+    def checkpoint_copy_bytes(self) -> int:
+        """Of each rank's copy in host memory, which a checkpoint is written from while training goes on."""
+        if not self.config.checkpoint.asynchronous:
+            return 0
+        return _CHECKPOINT_BYTES * -(-max(self.parameters.per_rank) // self.layout.gradient_ranks)
 
     def step_batch(self, step: int) -> StepBatch:
         """The global batch of a 0-based step; pure, O(log of the ramp's stages)."""

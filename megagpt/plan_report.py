@@ -89,6 +89,10 @@ def _totals_table(plan: RunPlan) -> Table:
     table.add_row("model FLOPs a step (full batch)", show_flops(plan.flops_per_step))
     table.add_row("model FLOPs of the run", show_flops(flops.total * plan.batches.total_tokens))
     table.add_row("learning rate of the first and last step", _first_and_last_rate(plan))
+    table.add_row("a checkpoint", f"{plan.checkpoint_bytes / 1e9:,.1f} GB")
+    if plan.checkpoint_copy_bytes:
+        copy = f"{plan.checkpoint_copy_bytes / GIB:.2f} GiB"
+        table.add_row("host memory of each rank for its copy (checkpoint.asynchronous)", copy)
     return table
 
 

@@ -12,7 +12,6 @@ from megagpt.errors import CheckpointError, ConfigError
 from megagpt.plan import RunPlan
 
 _PROBE_BYTES = 1 << 16
-_MOMENT_BYTES = 8  # AdamW's two fp32 moments of a parameter
 
 
 def check_run_folder(loaded: LoadedConfig, plan: RunPlan) -> None:
@@ -21,17 +20,12 @@ def check_run_folder(loaded: LoadedConfig, plan: RunPlan) -> None:
     Raises ConfigError or CheckpointError.
     """
     place = _writable_place(loaded, "run.folder")
-    needed, free = checkpoint_bytes(plan), shutil.disk_usage(place).free
+    needed, free = plan.checkpoint_bytes, shutil.disk_usage(place).free
     if free < needed:
         raise CheckpointError(
             f"a checkpoint of this run needs {needed / 2**20:,.0f} MiB, and {loaded.describe('run.folder')} has "
             f"{free / 2**20:,.0f} MiB free; free space there, or choose another folder"
         )
-
-
-def checkpoint_bytes(plan: RunPlan) -> int:
-    """Bytes of a checkpoint's tensors: float32 weights and AdamW's two moments."""
-    return plan.parameters.total * (4 + _MOMENT_BYTES)
 
 
 def check_nvme_folder(loaded: LoadedConfig, plan: RunPlan) -> None:

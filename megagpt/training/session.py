@@ -30,7 +30,6 @@ from megagpt.training.progress import Phase, Progress
 from megagpt.training.recorder import Recorder
 from megagpt.training.resume import describe_resume, resume_run
 from megagpt.training.run_environment import RankPlace, this_host
-from megagpt.training.run_folder import checkpoint_bytes
 from megagpt.training.run_session import RunSession
 from megagpt.training.run_trace import TRACE_FILE, RunTrace, traced_steps
 from megagpt.training.saver import Saver
@@ -105,7 +104,7 @@ def _meet_and_train(
     steps = traced_steps(first_step, plan.num_steps) if trace else range(0)
     run_trace = RunTrace(mesh, steps, prepared.folder / TRACE_FILE, console)
     settings = plan.config.checkpoint
-    saver = Saver(prepared.checkpoints, settings, checkpoint_bytes(plan), mesh, console)
+    saver = Saver(prepared.checkpoints, settings, plan.checkpoint_bytes, mesh, console)
     try:
         policies = Policies(plan.config, prepared.faults_before, console)
         hosts, ratio = [place.host for place in places], plan.config.faults.slow_rank_ratio

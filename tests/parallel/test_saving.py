@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
+from megagpt.checkpoint.index import file_of
+from megagpt.checkpoint.pieces import KINDS
 from megagpt.checkpoint.read import find_checkpoint, read_manifest
 from megagpt.checkpoint.retention import saved_steps
+from megagpt.config_file import load_config
+from megagpt.plan import make_plan
 from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, read_metrics, run_arguments, train_rank_aloud
 
@@ -80,6 +85,14 @@ def test_asynchronous_saves_hold_the_same_bytes(data: Path, tmp_path: Path, layo
         assert left.optimizer == right.optimizer
     metrics = [read_metrics(folder.parents[1]) for folder in folders.values()]
     assert metrics[0] == metrics[1]
+    plan = make_plan(load_config(None, arguments), 2, 400)  # knows how much memory the copies take
+    ranks = [saved_bytes(folders["behind"] / "step-00000006", rank) for rank in range(2)]
+    assert sum(ranks) == plan.checkpoint_bytes
+    assert 0.9 * plan.checkpoint_copy_bytes < max(ranks) < 1.01 * plan.checkpoint_copy_bytes
+
+
+def saved_bytes(folder: Path, rank: int) -> int:
+    return sum(value.nbytes for kind in KINDS[:2] for value in load_file(folder / file_of(rank, kind)).values())
 
 
 def test_a_save_that_fails_on_one_rank(data: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from megagpt.config_file import load_config
 from megagpt.errors import CheckpointError, ConfigError
 from megagpt.plan import make_plan
-from megagpt.training.run_folder import check_nvme_folder, check_run_folder, checkpoint_bytes
+from megagpt.training.run_folder import check_nvme_folder, check_run_folder
 from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, run_arguments, train_rank
 
@@ -53,7 +53,7 @@ def test_the_room_is_what_a_checkpoint_takes(tmp_path: Path, precision: str, zer
     options = [f"--train.precision={precision}", f"--parallel.zero_stage={zero_stage}"]
     arguments = run_arguments(tmp_path, "--train.steps=2", *options)
     run_ranks(1, train_rank, arguments)
-    needed = checkpoint_bytes(make_plan(load_config(None, arguments), 1, 400))
+    needed = make_plan(load_config(None, arguments), 1, 400).checkpoint_bytes
     saved = tmp_path / "run" / "checkpoints" / "step-00000002"
     written = sum(path.stat().st_size for path in saved.iterdir() if path.suffix in (".pt", ".safetensors"))
     assert needed == pytest.approx(written, rel=0.05), "the rest is names and headers"
