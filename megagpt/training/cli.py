@@ -7,6 +7,7 @@ starts, then training. What a configuration gets wrong is said before anything s
 import argparse
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -63,9 +64,17 @@ def main(argv: list[str]) -> int:
         return USER_ERROR if isinstance(error, DataError) else status
     except KeyboardInterrupt:
         if rank == 0:
-            print("interrupted; the same command continues from the latest checkpoint", file=sys.stderr)
+            print("interrupted; the same command continues from the latest checkpoint", file=sys.stderr, flush=True)
+        if _is_kept():
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
         return INTERRUPTED
     return COMPLETE
+
+
+def _is_kept() -> bool:
+    """Whether Python would wait for a thread before it ends, such as one that writes a checkpoint."""
+    return any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
 
 
 def _wait_for_turn(rank: int) -> None:

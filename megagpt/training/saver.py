@@ -2,7 +2,8 @@
 
 In: what a rank has to save, between two updates. Out: a checkpoint on the disk, and lines that say so. Masters and
 moments change in an update alone, so the copy runs beside the next step's forward and backward passes, and only what is
-left of it when the update is due is waited for. The threads agree over a group of their own. The loop calls
+left of it when the update is due is waited for. The threads agree over a group of their own. They are no daemons, as
+Python ends badly while one is in torch; Ctrl-C waits for none of them (cli.py). The loop calls
 
     begin(contents)         after an update: starts a save, once the one before is written
     finish_snapshot()       before every update: the copy is whole
@@ -61,7 +62,7 @@ class Saver:
         save = self._save = _Save(contents)
         if self._settings.asynchronous:
             moment = self._host.mark()
-            save.thread = threading.Thread(target=lambda: self._copy_and_write(save, moment), name="save", daemon=True)
+            save.thread = threading.Thread(target=lambda: self._copy_and_write(save, moment), name="save")
             save.thread.start()
         else:
             save.copied.set()

@@ -138,8 +138,8 @@ def test_a_last_save_that_fails_is_said_once(folder: Path) -> None:
 
 
 def test_interrupted(folder: Path) -> None:
-    """Ctrl-C: no traceback, exit status 130, and the checkpoints stay."""
-    endless = ["--train.steps=100000", "--evaluation.interval_steps=0", "--checkpoint.interval_steps=10"]
+    """Ctrl-C: no traceback, exit status 130, and the checkpoints stay; also while one is written, as always here."""
+    endless = ["--train.steps=100000", "--evaluation.interval_steps=0", "--checkpoint.interval_steps=1"]
     # Whoever starts the tests in the background (nohup ... &) has SIGINT ignored, and children inherit that.
     process = subprocess.Popen(
         ["env", "--default-signal=INT", sys.executable, SCRIPT, *command(folder, *endless)],

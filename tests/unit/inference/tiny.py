@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megagpt.checkpoint.file_record import file_record
 from megagpt.checkpoint.index import INDEX_NAME, Index, Place, tensor_key, weights_file
-from megagpt.checkpoint.manifest import FORMAT_VERSION, CheckpointLayout, Manifest, file_record
+from megagpt.checkpoint.manifest import FORMAT_VERSION, CheckpointLayout, Manifest
 from megagpt.checkpoint.pieces import MASTER
 from megagpt.model.names import parameter_shapes
 from megagpt.model.spec import ModelSpec
