@@ -6,9 +6,9 @@ Looks at names alone: what is in a checkpoint, and whether it is whole, is for t
 from pathlib import Path
 from typing import NamedTuple
 
-from megagpt.checkpoint.commit import checkpoint_folder
+from megagpt.checkpoint.commit import checkpoint_folder, read_latest
 from megagpt.checkpoint.file_record import reading
-from megagpt.checkpoint.manifest import LATEST_NAME, parse_step, step_folder
+from megagpt.checkpoint.manifest import parse_step, step_folder
 from megagpt.checkpoint.retention import saved_steps
 
 
@@ -41,9 +41,3 @@ def find_candidates(checkpoints: Path) -> Candidates:
         steps = older + [step for step in steps if step > latest_step]
     latest = checkpoint_folder(checkpoints, name) if name is not None else None
     return Candidates(latest, tuple(checkpoints / step_folder(step) for step in steps))
-
-
-def read_latest(checkpoints: Path) -> str | None:
-    """The name in `latest`, whatever it is, or None where there is no such file."""
-    path = checkpoints / LATEST_NAME
-    return path.read_bytes().decode("utf-8", "replace").strip() if path.is_file() else None

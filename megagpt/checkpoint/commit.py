@@ -24,6 +24,12 @@ def checkpoint_folder(checkpoints: Path, name: str) -> Path:
     return replaced if name and not folder.exists() and replaced.is_dir() else folder
 
 
+def read_latest(checkpoints: Path) -> str | None:
+    """The name in `latest`, whatever it is, or None where there is no such file."""
+    path = checkpoints / LATEST_NAME
+    return path.read_bytes().decode("utf-8", "replace").strip() if path.is_file() else None
+
+
 def start_folder(target: Path) -> Path:
     """Clear what killed saves left, and make the folder in which `target` is written. Raises OSError."""
     checkpoints = target.parent

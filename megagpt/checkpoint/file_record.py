@@ -32,8 +32,8 @@ class Digest(Protocol):
 _ALGORITHM = "xxh3_128"
 _DIGESTS: dict[str, Callable[[], Digest]] = {
     _ALGORITHM: xxhash.xxh3_128,
-    "sha256": hashlib.sha256,
-}  # that of the first ones
+    "sha256": hashlib.sha256,  # of earlier checkpoints
+}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megagpt.checkpoint.differences import RunIdentity, changed_settings, identity_differences, refusal
 from megagpt.checkpoint.file_record import check_file
+from megagpt.checkpoint.index import INDEX_NAME
 from megagpt.checkpoint.manifest import FORMAT_VERSION, Manifest
 from megagpt.checkpoint.pieces import Piece
 from megagpt.checkpoint.read import read_manifest
@@ -45,7 +46,7 @@ def load_share(
         mine = [file for written in files[rank::num_ranks] for file in written]
     else:
         mine = [file for written in files for file in written][rank::num_ranks]
-    if rank == 0:  # the small files: configuration, tokenizer
-        for file in sorted(set(manifest.files).difference(*files)):
+    if rank == 0:  # the small files: configuration, tokenizer; the reader has checked the index
+        for file in sorted(set(manifest.files).difference(*files, [INDEX_NAME])):
             check_file(folder, file, manifest.files[file], verify_hash=True)
     reader.fill(pieces, tensor_ranks, verify=mine)

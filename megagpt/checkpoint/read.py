@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from megagpt.checkpoint import version_1
-from megagpt.checkpoint.candidates import read_latest
-from megagpt.checkpoint.commit import checkpoint_folder
+from megagpt.checkpoint.commit import checkpoint_folder, read_latest
 from megagpt.checkpoint.file_record import reading
 from megagpt.checkpoint.manifest import LATEST_NAME, MANIFEST_NAME, Manifest
 from megagpt.checkpoint.pieces import MASTER

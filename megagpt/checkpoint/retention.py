@@ -6,8 +6,8 @@ In: a folder of checkpoints. Out: those that may go. Pure but for listing and re
 import shutil
 from pathlib import Path
 
-from megagpt.checkpoint.commit import REMOVING
-from megagpt.checkpoint.manifest import LATEST_NAME, parse_step, step_folder
+from megagpt.checkpoint.commit import REMOVING, read_latest
+from megagpt.checkpoint.manifest import parse_step, step_folder
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
@@ -26,8 +26,8 @@ def removable_steps(steps: list[int], keep: int, keep_every_steps: int, spared: 
 
 def latest_step(checkpoints: Path) -> int | None:
     """The step that `latest` names, or None where it names none."""
-    latest = checkpoints / LATEST_NAME
-    return parse_step(latest.read_bytes().decode("utf-8", "replace").strip()) if latest.is_file() else None
+    name = read_latest(checkpoints)
+    return parse_step(name) if name is not None else None
 
 
 def remove_steps(checkpoints: Path, steps: list[int]) -> None:

@@ -134,7 +134,7 @@ def _write_rank_files(folder: Path, contents: CheckpointContents, ranks: _Ranks)
             files.setdefault(file_of(ranks.rank, kind), {})[tensor_key(piece.name, kind)] = piece.tensor(kind)
     records: dict[str, FileRecord] = {}
     error = None
-    with ThreadPoolExecutor(max_workers=len(files) or 1) as threads:  # hashing keeps a core busy for each
+    with ThreadPoolExecutor(max_workers=len(files) or 1) as threads:  # one file fills no disk
         jobs = {name: threads.submit(write_tensors, folder / name, tensors) for name, tensors in files.items()}
     for name, job in jobs.items():
         try:

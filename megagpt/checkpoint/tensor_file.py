@@ -1,4 +1,4 @@
-"""Writes tensors as a safetensors file in one pass: each part is hashed and written, by a thread each, as it comes.
+"""Writes tensors as a safetensors file in one pass: a thread hashes and writes each part while the next is copied.
 
     8 bytes     length of the header, little-endian
     header      JSON: {name: {"dtype": "F32", "shape": [n], "data_offsets": [start, stop]}, ...}, padded with spaces
@@ -13,11 +13,10 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -35,13 +34,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
     """Write flat float32 tensors by name and bring them to the disk. Raises OSError or RuntimeError."""
     header = _header(tensors)
     num_bytes = header.nbytes + sum(tensor.nbytes for tensor in tensors.values())
-    digest = new_digest()
     free: SimpleQueue[_Part] = SimpleQueue()
     is_pinned = any(tensor.is_cuda for tensor in tensors.values())
     for _ in range(min(_NUM_PARTS, -(-num_bytes // _PART_BYTES))):
         free.put(_Part(is_pinned))
     with _OutputFile(path) as file:
-        users = [_User(lambda part: digest.update(part.content), free), _User(file.write, free)]
+        writer = _Writer(file, free)
         try:
             part = free.get()
             for tensor in (header, *tensors.values()):
@@ -49,16 +47,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
                 while taken < tensor.numel():
                     taken += part.take(tensor[taken:])
                     if part.is_full:
-                        part.hand_to(users)
+                        writer.put(part)
                         part = free.get()
-            part.hand_to(users)
+            writer.put(part)
         finally:
-            for user in users:  # before the file is closed
-                user.stop()
-        for user in users:
-            user.check()
+            writer.stop()  # before the file is closed
+        writer.check()
         file.finish(num_bytes)
-    return FileRecord.of(num_bytes, digest)
+    return FileRecord.of(num_bytes, writer.digest)
 
 
 def _header(tensors: dict[str, Tensor]) -> Tensor:
@@ -79,15 +75,14 @@ def _in_blocks(num_bytes: int) -> int:
 
 
 class _Part:
-    """A part of the file in memory, at the start of a block; free again once each of its users is done with it."""
+    """A part of the file in memory, at the start of a block."""
 
     def __init__(self, is_pinned: bool) -> None:
         memory = torch.zeros((_PART_BYTES + _BLOCK_BYTES) // _VALUE_BYTES, pin_memory=is_pinned)
         first = -memory.data_ptr() % _BLOCK_BYTES // _VALUE_BYTES
         self._values = memory[first : first + _PART_BYTES // _VALUE_BYTES]
         self._bytes = memoryview(self._values.numpy()).cast("B")  # type: ignore[arg-type]
-        self._num_values = self._num_users = 0
-        self._lock = Lock()
+        self._num_values = 0
 
     @property
     def is_full(self) -> bool:
@@ -111,33 +106,24 @@ class _Part:
         self._num_values += room.numel()
         return room.numel()
 
-    def hand_to(self, users: "list[_User]") -> None:
-        """Nothing is taken until all of them have released it."""
-        self._num_users = len(users)
-        for user in users:
-            user.put(self)
-
-    def release(self) -> bool:
-        """One user is done; True for the last."""
-        with self._lock:
-            self._num_users -= 1
-            if self._num_users == 0:
-                self._num_values = 0
-            return self._num_users == 0
+    def clear(self) -> None:
+        """There is room for as much again."""
+        self._num_values = 0
 
 
-class _User:
-    """A thread that does one thing with each part. After a failure it only releases them."""
+class _Writer:
+    """The thread that hashes and writes parts, in the order in which they come. After a failure it only frees them."""
 
-    def __init__(self, action: Callable[[_Part], None], free: SimpleQueue[_Part]) -> None:
-        self._action, self._free = action, free
+    def __init__(self, file: "_OutputFile", free: SimpleQueue[_Part]) -> None:
+        self.digest = new_digest()
+        self._file, self._free = file, free
         self._parts: SimpleQueue[_Part | None] = SimpleQueue()
         self._failure: Exception | None = None
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def put(self, part: _Part) -> None:
-        """The next part."""
+        """The next part; it is put into `free` once it is written."""
         self._parts.put(part)
 
     def stop(self) -> None:
@@ -154,11 +140,12 @@ class _User:
         while (part := self._parts.get()) is not None:
             try:
                 if self._failure is None:
-                    self._action(part)
+                    self.digest.update(part.content)
+                    self._file.write(part)
             except Exception as failure:
                 self._failure = failure
-            if part.release():
-                self._free.put(part)
+            part.clear()
+            self._free.put(part)
 
 
 class _OutputFile:

@@ -49,19 +49,18 @@ def read_tensors(path: Path, fills: list[Fill], record: FileRecord, verify: bool
     except DamagedCheckpointError:
         check_file(path.parent, path.name, record, verify)  # says that the file is not as it was written
         raise
-    placed = sorted(((starts[fill.key], fill) for fill in fills), key=lambda pair: _extent(*pair))
-    extents = [(0, record.num_bytes)] if verify else _join([_extent(*pair) for pair in placed])
+    waiting = deque(sorted((_place(starts[fill.key], fill) for fill in fills), key=lambda placed: placed.start))
+    extents = [(0, record.num_bytes)] if verify else _join([(placed.start, placed.stop) for placed in waiting])
     digest = record.new_digest()
-    active: list[tuple[int, Fill]] = []
-    waiting = deque(placed)
+    active: list[_Placed] = []
     for part in _parts(path, extents, is_pinned=any(fill.target.is_cuda for fill in fills)):
-        while waiting and _extent(*waiting[0])[0] < part.stop:
+        while waiting and waiting[0].start < part.stop:
             active.append(waiting.popleft())
-        for tensor_start, fill in active:
-            first = (part.start - tensor_start) // _VALUE_BYTES
-            for copy in fill.copy.within(first, first + len(part.values)):
-                copy.run(part.values, fill.target)
-        active = [pair for pair in active if _extent(*pair)[1] > part.stop]
+        for placed in active:
+            first = (part.start - placed.tensor_start) // _VALUE_BYTES
+            for copy in placed.fill.copy.within(first, first + len(part.values)):
+                copy.run(part.values, placed.fill.target)
+        active = [placed for placed in active if placed.stop > part.stop]
         if verify:
             digest.update(part.content)
     if verify and not record.agrees(digest):
@@ -99,11 +98,19 @@ def _check_tensor(path: Path, key: str, shape: tuple[int, ...], dtype: str, num_
         )
 
 
-def _extent(tensor_start: int, fill: Fill) -> tuple[int, int]:
-    """First byte that a fill wants, and the one after its last."""
+class _Placed(NamedTuple):
+    """A fill, and the bytes of the file that it wants."""
+
+    start: int
+    stop: int
+    tensor_start: int
+    fill: Fill
+
+
+def _place(tensor_start: int, fill: Fill) -> _Placed:
     first, stride = fill.copy.source
     last = first + (fill.copy.num_rows - 1) * stride + fill.copy.num_columns
-    return tensor_start + first * _VALUE_BYTES, tensor_start + last * _VALUE_BYTES
+    return _Placed(tensor_start + first * _VALUE_BYTES, tensor_start + last * _VALUE_BYTES, tensor_start, fill)
 
 
 def _join(extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
