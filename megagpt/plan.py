@@ -43,10 +43,7 @@ __all__ = [
     "make_plan",
 ]
 
-
 _WORTH_BALANCING = 0.05  # of the slowest chunk's time
-
-
 _CHECKPOINT_BYTES = 12  # of a parameter: float32 weight and AdamW's two moments
 
 

@@ -94,7 +94,7 @@ def _layouts(
         yield {key: value for key, value in values.items() if value != loaded.value(key)}
 
 
-def changed_config(loaded: LoadedConfig, changes: dict[str, Any]) -> LoadedConfig:
+def _changed_config(loaded: LoadedConfig, changes: dict[str, Any]) -> LoadedConfig:
     """The configuration with other values, whose origin is then parallel.elastic."""
     config = loaded.config
     for key, value in changes.items():
@@ -110,7 +110,7 @@ def _search(
     """The first candidate that works."""
     for changes in candidate_changes(loaded, num_ranks):
         try:
-            return attempt(changed_config(loaded, changes), num_ranks), changes
+            return attempt(_changed_config(loaded, changes), num_ranks), changes
         except ConfigError:
             continue
     return None

@@ -71,7 +71,7 @@ def plan_on_cluster(
     except ConfigError as error:
         problems += error.problems
     count = num_gpus if num_gpus is not None else loaded.config.cluster.num_gpus
-    memory_gib = gpu_memory_gib if problems or gpu_memory_gib is not None else elastic_memory_gib(loaded)
+    memory_gib = elastic_memory_gib(loaded) if gpu is not None and gpu_memory_gib is None else gpu_memory_gib
     try:
         plan = make_plan(loaded, 1 if count is None else count, tokenizer_vocab_size, memory_gib)
     except ConfigError as error:

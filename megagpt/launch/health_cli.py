@@ -55,7 +55,7 @@ def describe(report: NodeReport) -> str:
 def _check(options: argparse.Namespace) -> list[NodeReport]:
     loaded = load_config(options.config, options.config_arguments)
     nodes = launched_world_size()
-    gpus = options.gpus if options.gpus is not None else int(os.environ.get("SLURM_GPUS_ON_NODE", count_gpus()))
+    gpus = options.gpus if options.gpus is not None else int(os.environ.get("SLURM_GPUS_ON_NODE") or count_gpus())
     ranks = options.ranks_per_node or int(os.environ.get("RANKS_PER_MACHINE", 0)) or gpus or 1
     plan = make_plan(loaded, nodes * ranks, tokenizer_vocab_size(loaded.config), elastic_memory_gib(loaded))
     mine = checked_within(this_node(), options.timeout, Wanted(loaded, plan, gpus))

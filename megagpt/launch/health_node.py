@@ -77,6 +77,8 @@ def _run_check(check: Callable[[Wanted, NodeReport], None], wanted: Wanted, repo
         report.problems.append(f"{error.filename or 'run.folder'}: {error.strerror}")
     except RuntimeError as error:  # CUDA's errors
         report.problems.append(str(error).splitlines()[0])
+    except Exception as error:  # such as nvidia-smi that does not answer: a check that fails has not passed
+        report.problems.append(f"{type(error).__name__}: {error}")
 
 
 def _check_versions(wanted: Wanted, report: NodeReport) -> None:

@@ -34,10 +34,8 @@ class Meeting(NamedTuple):
 class Network(NamedTuple):
     """What a node measured over all nodes."""
 
-    correct: bool
     latency_seconds: float  # of one element
     bandwidth: float  # bytes a second into and out of each node, as nccl-tests' bus bandwidth
-    clock: float  # seconds since 1970, read by all at about the same time
 
 
 def gather_reports(mine: NodeReport, meeting: Meeting) -> list[NodeReport]:
@@ -117,7 +115,7 @@ def _measure(store: dist.Store, mine: NodeReport, meeting: Meeting) -> Network |
     if not correct:
         mine.problems.append(f"{backend} all-reduce over {size} nodes gives wrong sums")
     share = 2 * (size - 1) / size  # of the tensor that crosses each node's link, in a ring
-    return Network(correct, latency, share * large.nbytes / min(seconds), clock)
+    return Network(latency, share * large.nbytes / min(seconds))
 
 
 def _timed(tensor: torch.Tensor, device: torch.device) -> float:

@@ -8,11 +8,12 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from megagpt.checkpoint.manifest import LATEST_NAME
+from megagpt.checkpoint.commit import read_latest
 from megagpt.cli import status_of
 from megagpt.config_cli import CommandParser, split_arguments
 from megagpt.config_file import load_config
@@ -20,6 +21,7 @@ from megagpt.errors import TrainingError
 from megagpt.launch.agent import read_reports
 from megagpt.launch.check import add_training_options
 from megagpt.launch.restarts import decide, starts_without_progress
+from megagpt.training.run_files import append_line
 from megagpt.training.run_record import COMPLETE, read_sessions
 
 _STARTS = "starts.jsonl"
@@ -57,8 +59,7 @@ def _begin(run: Path, options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     logs = next(path for number in count(1) if not (path := folder / f"start-{number}").exists())
     start = Start(logs.name, newest_checkpoint(run), options.new_job)
-    with (folder / _STARTS).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(start._asdict()) + "\n")
+    append_line(folder / _STARTS, json.dumps(start._asdict()))
     starts = read_starts(folder)
     fruitless = starts_without_progress([start.checkpoint for start in starts])
     if fruitless > options.most_restarts + 1:
@@ -92,18 +93,19 @@ def job_folder(run: Path) -> Path:
 
 
 def read_starts(folder: Path) -> list[Start]:
-    """The starts of this job that were noted, oldest first."""
+    """The starts of this job that were noted, oldest first. Lines that a crash cut short are passed over."""
     path = folder / _STARTS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    starts = [Start(**json.loads(line)) for line in lines]
+    starts = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            starts.append(Start(**json.loads(line)))
     first = max((number for number, start in enumerate(starts) if start.new_job), default=0)
     return starts[first:]
 
 
 def newest_checkpoint(run: Path) -> str:
     """Name of the run's newest checkpoint; "" where there is none."""
-    path = run / "checkpoints" / LATEST_NAME
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return read_latest(run / "checkpoints") or ""
 
 
 def is_complete(run: Path) -> bool:

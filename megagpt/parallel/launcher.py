@@ -35,7 +35,9 @@ def complete_environment(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
         # from the job's number, so that two jobs on a node do not collide
         environment.setdefault("MASTER_PORT", str(20_000 + int(environment["SLURM_JOB_ID"]) % 20_000))
-    ranks_here = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or "1")  # torchrun, deepspeed
+    if "LOCAL_SIZE" in environment:  # DeepSpeed's word for it
+        environment.setdefault("LOCAL_WORLD_SIZE", environment["LOCAL_SIZE"])
+    ranks_here = int(environment.get("LOCAL_WORLD_SIZE") or "1")
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks_here)))
     if environment.get("NET_INTERFACE"):
         environment.setdefault("NCCL_SOCKET_IFNAME", environment["NET_INTERFACE"])

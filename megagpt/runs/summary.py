@@ -85,7 +85,7 @@ def summarise(folder: Path) -> RunSummary:
         eta_seconds=state.eta_seconds if state is not None and word == RUNNING else None,
         checkpoint=checkpoint,
         sessions=sessions,
-        reason=_reason(folder, sessions, word),
+        reason=_reason(sessions, word, step),
         active=max((_modified(folder / name) for name in (STATE_FILE, SESSIONS_FILE, METRICS_FILE)), default=0.0)
         or _modified(folder),
     )
@@ -136,9 +136,9 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _reason(folder: Path, sessions: tuple[Session, ...], word: str) -> str | None:
+def _reason(sessions: tuple[Session, ...], word: str, step: float | None) -> str | None:
     if word == KILLED:
-        return f"killed after step {last_known_step(folder, sessions[-1].start)}"
+        return f"killed after step {step}"
     ended = [session.end.reason for session in sessions if session.end is not None]
     if sessions and sessions[-1].end is None and sessions[-1].start.previous:
         return sessions[-1].start.previous

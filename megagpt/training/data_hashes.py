@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megagpt.config import DataSection
 from megagpt.data.corpora import corpus_entries
+from megagpt.data.tool import usable_cpus
 from megagpt.data.verify import Verification, verify_share
 from megagpt.parallel.agree import on_every_rank
 from megagpt.parallel.mesh import Mesh
@@ -69,4 +70,4 @@ def _describe(datasets: list[Verification], started: float) -> str:
 def _workers() -> int:
     """This rank's part of the machine's cores."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) // ranks_here))
+    return max(1, min(_MOST_WORKERS, usable_cpus() // ranks_here))

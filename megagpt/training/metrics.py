@@ -94,8 +94,8 @@ class JsonlSink:
 
     def rewind(self, step: int) -> None:
         """Write the file anew without them."""
-        self._file.close()
-        self._file = self._open_at(step)
+        before, self._file = self._file, self._open_at(step)  # which stays in use where a full disk refuses the new one
+        before.close()
 
     def close(self) -> None:
         """Close the file."""

@@ -72,7 +72,8 @@ class Policies:
     @property
     def wants_rewind(self) -> bool:
         """Whether the loss has been a spike for faults.spike_patience_steps steps in a row."""
-        return self.history.spiking_steps >= self._faults.spike_patience_steps
+        faults = self._faults  # a checkpoint may remember a spike that is no longer looked for
+        return faults.spike_factor is not None and self.history.spiking_steps >= faults.spike_patience_steps
 
     def _look_for_spike(self, loss: float) -> None:
         """The losses of a spike are not among those that the next are measured by."""

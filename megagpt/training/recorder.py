@@ -46,13 +46,9 @@ class Recorder:
         """The clock of a step starts."""
         self._started = time.perf_counter()
 
-    def step_seconds(self) -> float:
-        """Seconds since this rank's step started."""
-        return time.perf_counter() - self._started
-
     def end_step(self, step: int, totals: StepTotals, update: UpdateResult, slowest: Slowest | None = None) -> None:
         """The 0-based step is done; written every log.interval_steps, at the end, and where it was skipped (NaN)."""
-        self._seconds += self.step_seconds()
+        self._seconds += time.perf_counter() - self._started
         batch = self._plan.step_batch(step)
         tokens = batch.num_sequences * self._plan.spec.sequence_length
         self._steps, self._tokens = self._steps + 1, self._tokens + tokens

@@ -68,9 +68,8 @@ def repository_commit(package: Path = _PACKAGE) -> Commit | None:
     return None if name is None or changes is None else Commit(name, bool(changes))
 
 
-def describe_environment(places: Sequence[RankPlace], cuda: str | None) -> dict[str, Any]:
+def describe_environment(places: Sequence[RankPlace], cuda: str | None, commit: Commit | None) -> dict[str, Any]:
     """All of environment.json. `places`: of every rank, in their order; `cuda`: the version torch was built for."""
-    commit = repository_commit()
     hosts: dict[str, dict[str, Any]] = {}
     for rank, place in enumerate(places):
         hosts.setdefault(place.host, {"ranks": [], "devices": []})["ranks"].append(rank)

@@ -7,7 +7,6 @@ In: records (frozen dataclasses), paths. Out: JSON on the disk, and records agai
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import MISSING, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,18 +32,6 @@ def seconds_since(time: str) -> float | None:
 def shown_time(time: str) -> str:
     """`2026-11-23 12:07:20 UTC` of a time of `utc_now`."""
     return time.replace("T", " ").replace("+00:00", " UTC")
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Put a file in the place of another, so that a reader sees the one or the other. Raises OSError."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
 
 
 def append_line(path: Path, line: str) -> None:

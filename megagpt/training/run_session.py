@@ -18,19 +18,21 @@ from rich.console import Console
 
 from megagpt import __version__
 from megagpt.checkpoint.manifest import CONFIG_NAME
-from megagpt.errors import MegagptError
+from megagpt.durable import replace_file
+from megagpt.errors import DataError, MegagptError
 from megagpt.plan_layout import describe_axes
-from megagpt.training.exit_status import COMPLETE, INTERRUPTED, STOPPED
+from megagpt.training.exit_status import COMPLETE, INTERRUPTED, STOPPED, USER_ERROR
 from megagpt.training.metrics import write_run_config
 from megagpt.training.run_environment import (
     ENVIRONMENT_FILE,
+    Commit,
     RankPlace,
     describe_environment,
     job_name,
     repository_commit,
     this_host,
 )
-from megagpt.training.run_files import CarefulWriter, replace_file, shown_time, utc_now
+from megagpt.training.run_files import CarefulWriter, shown_time, utc_now
 from megagpt.training.run_lock import RunLock
 from megagpt.training.run_log import RunLog
 from megagpt.training.run_record import (
@@ -70,6 +72,7 @@ class RunSession:
         self.writer = CarefulWriter(self._print_trouble)
         self.state: StateWriter | None = None  # from `start` on, on rank 0
         self._start: SessionStart | None = None
+        self._commit: Commit | None = None
         self._log = RunLog(folder, self.writer)
         self._lock = RunLock(folder, self._print_trouble)
         self._ending = threading.Lock()
@@ -91,7 +94,7 @@ class RunSession:
         self.writer.write(self.folder, lambda: self.folder.mkdir(parents=True, exist_ok=True))
         self._lock.take()
         sessions = read_sessions(self.folder)
-        layout, commit = plan.layout, repository_commit()
+        layout, self._commit = plan.layout, repository_commit()
         start = SessionStart(
             session=sessions[-1].start.session + 1 if sessions else 1,
             time=utc_now(),
@@ -105,7 +108,7 @@ class RunSession:
             continued_from=prepared.resume_from[0].name if prepared.resume_from else None,
             job=job_name(),
             megagpt=__version__,
-            commit=commit.describe() if commit else None,
+            commit=self._commit.describe() if self._commit else None,
             previous=_previous(self.folder, sessions),
             changed=tuple(difference.describe() for difference in prepared.changed),
             allow_data_change=prepared.allow_data_change,
@@ -142,7 +145,7 @@ class RunSession:
     def write_environment(self, places: Sequence[RankPlace], cuda: str | None) -> None:
         """environment.json, once the ranks have met: `places` of all of them."""
         if self.state is not None:
-            text = json.dumps(describe_environment(places, cuda), indent=2, ensure_ascii=False) + "\n"
+            text = json.dumps(describe_environment(places, cuda, self._commit), indent=2, ensure_ascii=False) + "\n"
             path = self.folder / ENVIRONMENT_FILE
             self.writer.write(path, lambda: replace_file(path, text))
 
@@ -191,7 +194,7 @@ def ending_of(error: BaseException | None) -> Ending:
     if isinstance(error, KeyboardInterrupt):
         return Ending("interrupted", INTERRUPTED)
     if not _is_ours(error):
-        return Ending(f"error: {error}", STOPPED)
+        return Ending(f"error: {error}", USER_ERROR if isinstance(error, DataError) else STOPPED)
     return Ending(f"error: {type(error).__name__}: {error}", _UNKNOWN_STATUS)
 
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megagpt.training.run_files import CarefulWriter, read_json, record_from, replace_file, utc_now
+from megagpt.durable import replace_file
+from megagpt.training.run_files import CarefulWriter, read_json, record_from, utc_now
 from megagpt.training.run_record import SessionStart
 
 STATE_FILE, METRICS_FILE = "state.json", "metrics.jsonl"

@@ -137,7 +137,7 @@ class Saver:
         contents, trouble = save.contents, None
         try:
             contents = replace(contents, pieces=self._host.take(contents.pieces, moment))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # such as too little memory; every rank is told
             trouble = (
                 f"rank {self._mesh.rank} could not copy its part to host memory ({error}); use "
                 "checkpoint.asynchronous = false, which needs none"

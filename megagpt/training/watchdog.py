@@ -93,15 +93,17 @@ class Watchdog:
 
     def _end(self) -> None:
         self._ending.set()
-        report = self._report()
-        stacks = _all_stacks()
-        self._say([report.describe(), *stacks.splitlines()])
-        sharing = threading.Thread(target=self._share, args=(report, stacks), name="hang report", daemon=True)
-        sharing.start()
-        sharing.join(2 * self._grace)
-        if sharing.is_alive():
-            self._say([f"{self._logs} does not answer"])
-        os._exit(RESTART)
+        try:
+            report = self._report()
+            stacks = _all_stacks()
+            self._say([report.describe(), *stacks.splitlines()])
+            sharing = threading.Thread(target=self._share, args=(report, stacks), name="hang report", daemon=True)
+            sharing.start()
+            sharing.join(2 * self._grace)
+            if sharing.is_alive():
+                self._say([f"{self._logs} does not answer"])
+        finally:  # also where nobody reads what is said
+            os._exit(RESTART)
 
     def _report(self) -> HangReport:
         mark, now = self._progress.newest, time.monotonic()
@@ -129,7 +131,7 @@ class Watchdog:
         for rank in range(self._rank.num_ranks):
             try:
                 found = read_report(stacks_file(self._logs, rank).read_text(encoding="utf-8"))
-            except OSError:
+            except (OSError, ValueError, TypeError):  # none, or one that is being written
                 continue
             if found is not None and abs(found.time - own.time) < self._timeout:
                 reports[rank] = found

@@ -21,15 +21,14 @@ from tests.parallel.harness import PRELOADED
 class RankTree:
     """The ranks of one session. They print to FOLDER/rank-N.txt, one session after the other."""
 
-    def __init__(self, folder: Path, num_ranks: int, argv: list[str], wrapper: str | None = None) -> None:
-        """`wrapper`: "module:function" to call in the rank before the command, such as one that makes its disk slow."""
+    def __init__(self, folder: Path, num_ranks: int, argv: list[str]) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.folder = folder
         self.processes: list[Any] = []
         port = _free_port()
         for rank in range(num_ranks):
-            arguments = (rank, num_ranks, port, str(folder / f"rank-{rank}.txt"), argv, wrapper)
+            arguments = (rank, num_ranks, port, str(folder / f"rank-{rank}.txt"), argv)
             process = context.Process(target=_rank_main, args=arguments, daemon=True)
             process.start()
             self.processes.append(process)
@@ -77,7 +76,7 @@ class RankTree:
         return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
 
 
-def _rank_main(rank: int, num_ranks: int, port: int, output: str, argv: list[str], wrapper: str | None) -> None:
+def _rank_main(rank: int, num_ranks: int, port: int, output: str, argv: list[str]) -> None:
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -85,9 +84,6 @@ def _rank_main(rank: int, num_ranks: int, port: int, output: str, argv: list[str
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_WORLD_SIZE=str(num_ranks))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if wrapper is not None:
-        module, function = wrapper.split(":")
-        getattr(__import__(module, fromlist=[function]), function)()
     from megagpt.cli import main
 
     status = 1

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from megagpt.checkpoint.read import find_checkpoint, read_model
 from tests.e2e.rank_tree import RankTree
-from tests.parallel.runs import make_data, read_metrics, run_arguments
+from tests.parallel.runs import make_data, read_metrics, run_arguments, same_weights
 
 _DISK_BYTES = 40 << 20
 
@@ -22,18 +21,13 @@ _DISK_BYTES = 40 << 20
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     make_data(folder)
-    (folder / "drill.toml").write_text("[train]\nsteps = 6\n", encoding="utf-8")
+    (folder / "drill.toml").write_text("", encoding="utf-8")
     return folder
 
 
 def train(data: Path, run: Path, *extra: str, num_ranks: int = 2) -> RankTree:
     run.mkdir(exist_ok=True)
     return RankTree(run, num_ranks, [str(data / "drill.toml"), *run_arguments(data), f"--run.folder={run}/run", *extra])
-
-
-def same_weights(left: Path, right: Path) -> bool:
-    ours, theirs = (read_model(folder / "run").parameters for folder in (left, right))
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from megagpt.training.run_session import RunSession
 from megagpt.training.stop import StopSignals
 
 _WORDS = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜金生丽水玉出昆冈"
+_POEMS = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少"
 
 
 def make_corpus(folder: Path, num_documents: int = 120) -> None:
@@ -36,6 +37,13 @@ def make_data(folder: Path) -> None:
     texts = [json.loads(line)["text"] for line in lines]
     train_sentencepiece(texts, folder / "tokenizer.model", TokenizerSettings(vocab_size=400))
     build_dataset([str(folder / "corpus.jsonl")], folder / "corpus", load_tokenizer(folder / "tokenizer.model"))
+
+
+def make_poems(folder: Path) -> None:
+    """The dataset `poems` beside those of `make_data`, of the same tokenizer."""
+    lines = [{"text": "".join(_POEMS[(n + k * 3) % len(_POEMS)] for k in range(30 + n % 7))} for n in range(60)]
+    (folder / "poems.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    build_dataset([str(folder / "poems.jsonl")], folder / "poems", load_tokenizer(folder / "tokenizer.model"))
 
 
 def run_arguments(folder: Path, *extra: str) -> list[str]:
@@ -91,3 +99,20 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     timed = {"seconds_per_step", "tokens_per_second", "model_tflops", "mfu", "slowest_rank", "slowest_ratio"}
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def same_weights(left: Path, right: Path) -> bool:
+    """Whether the runs in two folders have saved the same parameters with the same values, bit for bit."""
+    import torch
+
+    from megagpt.checkpoint.read import read_model
+
+    ours, theirs = (read_model(folder / "run").parameters for folder in (left, right))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def flip_bit(path: Path, place: int | None = None) -> None:
+    """Change one bit of the byte at `place` of a file (negative: from its end; None: in its middle)."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 1
+    path.write_bytes(content)

@@ -17,9 +17,7 @@ from megagpt.errors import CheckpointError
 from megagpt.tokenizer import load_tokenizer
 from megagpt.training.session import describe_start
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, train_rank
-
-WORDS = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少"
+from tests.parallel.runs import make_data, make_poems, prepare_small, read_metrics, run_arguments, train_rank
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`corpus`, and `poems` of the same tokenizer."""
     folder = tmp_path_factory.mktemp("data")
     make_data(folder)
-    lines = [{"text": "".join(WORDS[(n + k * 3) % len(WORDS)] for k in range(30 + n % 7))} for n in range(60)]
-    (folder / "poems.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    build_dataset([str(folder / "poems.jsonl")], folder / "poems", load_tokenizer(folder / "tokenizer.model"))
+    make_poems(folder)
     return folder
 
 

@@ -11,16 +11,12 @@ import pytest
 from rich.console import Console
 
 from megagpt.checkpoint.read import find_checkpoint, read_manifest
-from megagpt.data.builder import build_dataset
 from megagpt.data.show_run import show_step
 from megagpt.errors import CheckpointError, no_rights
-from megagpt.tokenizer import load_tokenizer
 from megagpt.training.run_record import read_sessions
 from megagpt.training.session import describe_start
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, train_rank
-
-WORDS = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少"
+from tests.parallel.runs import flip_bit, make_data, make_poems, prepare_small, read_metrics, run_arguments, train_rank
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps on `corpus`, and `poems` of the same tokenizer."""
     folder = tmp_path_factory.mktemp("data")
     make_data(folder)
-    lines = [{"text": "".join(WORDS[(n + k * 3) % len(WORDS)] for k in range(30 + n % 7))} for n in range(60)]
-    (folder / "poems.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    build_dataset([str(folder / "poems.jsonl")], folder / "poems", load_tokenizer(folder / "tokenizer.model"))
+    make_poems(folder)
     run_ranks(1, train_rank, run_arguments(folder, "--train.steps=2"))
     return folder
 
@@ -192,10 +186,7 @@ def test_a_session_that_falls_back_is_recorded_with_what_it_continues_from(train
     """A hash is found wrong only as the checkpoint is read, after the session has begun."""
     folder = shutil.copytree(trained, tmp_path / "run")
     run_ranks(1, train_rank, run_arguments(folder, "--train.steps=4"))
-    damaged = folder / "run" / "checkpoints" / "step-00000004" / "moments-rank00000.safetensors"
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
+    flip_bit(folder / "run" / "checkpoints" / "step-00000004" / "moments-rank00000.safetensors")
     run_ranks(1, train_rank, run_arguments(folder))
     last = read_sessions(folder / "run")[-1]
     assert (last.start.session, last.start.first_step, last.start.continued_from) == (3, 2, "step-00000002")

@@ -13,7 +13,7 @@ from megagpt.data.sources_types import Sizes
 from megagpt.errors import DataError
 from megagpt.tokenizer import load_tokenizer
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, prepare_small, run_arguments, run_prepared
+from tests.parallel.runs import flip_bit, make_data, prepare_small, run_arguments, run_prepared
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,6 @@ def verified(data: Path, folder: Path) -> list[str]:
     return run_arguments(folder, "--data.verify_hashes=true", "--train.steps=1", "--evaluation.interval_steps=0")
 
 
-def flip(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_a_whole_dataset_is_said_to_be_right(data: Path, tmp_path: Path, num_ranks: int) -> None:
     (said, error), *others = run_ranks(num_ranks, train_and_say, verified(data, tmp_path / "run"))
@@ -63,7 +57,7 @@ def test_a_whole_dataset_is_said_to_be_right(data: Path, tmp_path: Path, num_ran
 def test_a_flipped_byte_of_bin_is_found(data: Path, tmp_path: Path, num_ranks: int, place: int) -> None:
     """Whichever rank finds it, all end with its error, and none waits for another. Nothing is trained."""
     arguments = verified(data, tmp_path / "run")
-    flip(tmp_path / "run" / "corpus.bin", place)
+    flip_bit(tmp_path / "run" / "corpus.bin", place)
     results = run_ranks(num_ranks, train_and_say, arguments)
     shard = 0 if place > 0 else 3
     finder = "rank 1: " if num_ranks == 2 and shard == 3 else ""
@@ -80,7 +74,7 @@ def test_a_flipped_byte_of_bin_is_found(data: Path, tmp_path: Path, num_ranks: i
 def test_a_flipped_byte_of_idx_is_found(data: Path, tmp_path: Path, num_ranks: int) -> None:
     """Documents that end elsewhere than they did; lengths and offsets are always looked at."""
     arguments = verified(data, tmp_path / "run")
-    flip(tmp_path / "run" / "corpus.idx", -16)  # where document 118 begins: its bound
+    flip_bit(tmp_path / "run" / "corpus.idx", -16)  # where document 118 begins: its bound
     results = run_ranks(num_ranks, train_and_say, arguments)
     finder = "rank 1: " if num_ranks == 2 else ""
     for _, error in results:
@@ -98,6 +92,6 @@ def test_without_hashes_it_is_refused(data: Path, tmp_path: Path) -> None:
 
 def test_they_are_looked_at_only_where_wanted(data: Path, tmp_path: Path) -> None:
     arguments = verified(data, tmp_path / "run")
-    flip(tmp_path / "run" / "corpus.bin", 2)
+    flip_bit(tmp_path / "run" / "corpus.bin", 2)
     ((said, error),) = run_ranks(1, train_and_say, [*arguments, "--data.verify_hashes=false"])
     assert (error, "verified" in said) == ("", False)

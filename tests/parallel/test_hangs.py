@@ -15,17 +15,10 @@ from megagpt.training.exit_status import RESTART
 from megagpt.training.run_record import read_sessions
 from tests.parallel.faulty import Ended, Fault, die, doze, sleep_forever, stop_answering, train_with_faults
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, run_arguments
+from tests.parallel.runs import run_arguments
 
 TIMEOUT_SECONDS = 4.0
 WATCHED = f"--faults.hang_timeout_seconds={TIMEOUT_SECONDS}"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
 
 
 def train(data: Path, folder: Path, faults: list[Fault], *extra: str, seconds: float = 40) -> list[Ended]:

@@ -5,13 +5,20 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from megagpt.checkpoint.manifest import LATEST_NAME
-from megagpt.checkpoint.read import find_checkpoint, read_manifest, read_model
+from megagpt.checkpoint.read import find_checkpoint, read_manifest
 from megagpt.errors import CheckpointError, ConfigError
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, train_rank, train_rank_aloud
+from tests.parallel.runs import (
+    flip_bit,
+    prepare_small,
+    read_metrics,
+    run_arguments,
+    same_weights,
+    train_rank,
+    train_rank_aloud,
+)
 
 LAYOUTS = {
     "one rank, ZeRO 0": (1, ["--parallel.zero_stage=0"]),
@@ -44,13 +51,6 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
-
-
 def copy_data(data: Path, target: Path) -> Path:
     shutil.copytree(data, target)
     return target
@@ -67,9 +67,7 @@ def test_resumed_run_equals_unbroken_run(data: Path, tmp_path: Path, layout: str
     records, expected = read_metrics(broken), read_metrics(unbroken)
     # the first part ends with an evaluation of its own after step 4
     assert [r for r in records if r["step"] != 4 or "loss" in r] == expected
-    left, right = read_model(broken / "run").parameters, read_model(unbroken / "run").parameters
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert same_weights(broken, unbroken)
 
 
 def test_a_run_goes_on_with_other_ranks(data: Path, tmp_path: Path) -> None:
@@ -132,7 +130,7 @@ def test_what_a_checkpoint_refuses(data: Path, tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(data: Path, tmp_path: Path) -> None:
     folder = trained(data, tmp_path / "run")
     damaged = folder / "run" / "checkpoints" / "step-00000002" / "moments-rank00000.safetensors"
-    flip_byte(damaged)
+    flip_bit(damaged)
     with pytest.raises(RuntimeError, match=r"every checkpoint in .* is damaged: .*moments-rank00000\.safetensors is"):
         run_ranks(1, train_rank, run_arguments(folder))
 
@@ -142,7 +140,7 @@ def test_the_newest_whole_checkpoint_is_used(data: Path, tmp_path: Path) -> None
     unbroken, broken = copy_data(data, tmp_path / "unbroken"), copy_data(data, tmp_path / "broken")
     run_ranks(2, train_rank, run_arguments(unbroken))
     run_ranks(2, train_rank, run_arguments(broken))
-    flip_byte(broken / "run" / "checkpoints" / "step-00000006" / "weights-rank00001.safetensors")
+    flip_bit(broken / "run" / "checkpoints" / "step-00000006" / "weights-rank00001.safetensors")
     (broken / "run" / "checkpoints" / "step-00000004" / "moments-rank00001.safetensors").unlink()
     with pytest.raises(RuntimeError, match=r"rank 1: .*weights-rank00001\.safetensors is damaged: its hash differs"):
         run_ranks(2, train_rank, run_arguments(broken, "--train.steps=8", "--checkpoint.resume=latest"))
@@ -158,14 +156,7 @@ def test_the_newest_whole_checkpoint_is_used(data: Path, tmp_path: Path) -> None
     for message in wanted:
         assert re.search(message, said), (message, said)
     assert read_metrics(broken) == read_metrics(unbroken)
-    left, right = read_model(broken / "run").parameters, read_model(unbroken / "run").parameters
-    assert all(torch.equal(left[name], right[name]) for name in left)
-
-
-def flip_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    assert same_weights(broken, unbroken)
 
 
 def test_a_save_that_was_killed_leaves_the_last_checkpoint(data: Path, tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from rich.console import Console
 
-from megagpt.checkpoint.read import find_checkpoint, read_manifest, read_model
+from megagpt.checkpoint.read import find_checkpoint, read_manifest
 from megagpt.data.sample_skips import SampleSkip
 from megagpt.data.show_run import show_step
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, run_prepared
+from tests.parallel.runs import flip_bit, prepare_small, read_metrics, run_arguments, run_prepared, same_weights
 
 POLICY = [
     *("--train.steps=12", "--checkpoint.keep=3", "--evaluation.interval_steps=4"),
@@ -72,13 +71,6 @@ def train_on_poison(arguments: list[str], poisoned: list[range], end: str = "", 
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
     """A run on two ranks that goes back once."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
@@ -93,11 +85,6 @@ def arguments(data: Path, folder: Path, *extra: str) -> list[str]:
 def firsts(*steps: range) -> list[int]:
     """First samples of stretches of the order of samples, in steps of the plan."""
     return [BATCH * step for stretch in steps for step in stretch]
-
-
-def same_weights(left: Path, right: Path) -> bool:
-    weights = [read_model(folder / "run").parameters for folder in (left, right)]
-    return weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
 def test_a_run_goes_back_and_leaves_out_the_right_samples(unbroken: tuple[Path, Trained]) -> None:
@@ -222,9 +209,7 @@ def test_a_damaged_checkpoint_is_passed_over(data: Path, tmp_path: Path) -> None
     saved = arguments(data, tmp_path / "run")
     run_ranks(2, train_on_poison, [*saved, "--train.steps=8"], [POISONED])
     damaged = tmp_path / "run" / "run" / "checkpoints" / "step-00000006" / "moments-rank00001.safetensors"
-    content = bytearray(damaged.read_bytes())
-    content[-1] ^= 1
-    damaged.write_bytes(content)
+    flip_bit(damaged, -1)
     trained = run_ranks(2, train_on_poison, saved, [POISONED])[0]
     assert trained.first_samples == firsts(range(8, 10), range(11, 19))
     assert "moments-rank00001.safetensors is damaged" in trained.said

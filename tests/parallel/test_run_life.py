@@ -27,9 +27,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(folder: Path, num_ranks: int, *extra: str) -> RankTree:
-    small = [argument for argument in run_arguments(folder) if not argument.startswith("--train.steps")]
     settings = ["--evaluation.interval_steps=0", "--checkpoint.interval_steps=5", *extra]
-    return RankTree(folder, num_ranks, [str(folder / "small.toml"), *small, *settings])
+    return RankTree(folder, num_ranks, [str(folder / "small.toml"), *run_arguments(folder), *settings])
 
 
 def until(tree: RankTree, folder: Path, sessions: int, step: int) -> RunSummary:

@@ -16,14 +16,7 @@ from megagpt.checkpoint.retention import saved_steps
 from megagpt.config_file import load_config
 from megagpt.plan import make_plan
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, read_metrics, run_arguments, train_rank_aloud
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
+from tests.parallel.runs import read_metrics, run_arguments, train_rank_aloud
 
 
 def train_slowly_written(arguments: list[str]) -> str:

@@ -22,7 +22,7 @@ from megagpt.training.signs import RankSigns, gather_signs
 from megagpt.training.totals import StepTotals, dropout_seed, losses_finite
 from tests.parallel.cases import micro_batches, small_plan
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, run_prepared
+from tests.parallel.runs import prepare_small, read_metrics, run_arguments, run_prepared
 
 CASES = {
     "ZeRO 0": ["--parallel.zero_stage=0"],
@@ -159,13 +159,6 @@ def train_with_bad_steps(arguments: list[str], bad_steps: list[int], bad_rank: i
     said = io.StringIO()
     run_prepared(prepare_small(arguments), Console(file=said, quiet=rank != 0, width=1000))
     return said.getvalue()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
 
 
 def skipping(data: Path, folder: Path, *extra: str) -> list[str]:

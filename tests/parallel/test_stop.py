@@ -9,42 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
-from megagpt.checkpoint.read import find_checkpoint, read_model
+from megagpt.checkpoint.read import find_checkpoint
 from megagpt.training.run_record import read_sessions
 from megagpt.training.stop import StopSignals
 from tests.parallel.elastic import leaving_worker, start_agent
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, run_prepared, train_rank
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
+from tests.parallel.runs import prepare_small, read_metrics, run_arguments, run_prepared, same_weights, train_rank
 
 
 @pytest.fixture(scope="module")
 def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of two ranks that nothing stopped."""
-    folder = copied(data, tmp_path_factory.mktemp("unbroken") / "data")
+    folder = shutil.copytree(data, tmp_path_factory.mktemp("unbroken") / "data")
     run_ranks(2, train_rank, run_arguments(folder))
     return folder
 
 
-def copied(data: Path, target: Path) -> Path:
-    shutil.copytree(data, target)
-    return target
-
-
 def assert_equal_runs(folder: Path, unbroken: Path) -> None:
     assert read_metrics(folder) == read_metrics(unbroken)
-    left, right = read_model(folder / "run").parameters, read_model(unbroken / "run").parameters
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert same_weights(folder, unbroken)
 
 
 def train_with_signal(arguments: list[str], name: str, rank: int, call: int, number: int) -> str:
@@ -86,7 +71,7 @@ def test_all_ranks_save_and_the_rest_is_the_unbroken_run(
     data: Path, unbroken: Path, tmp_path: Path, moment: str
 ) -> None:
     name, call, rank, number, left = MOMENTS[moment]
-    folder = copied(data, tmp_path / "data")
+    folder = shutil.copytree(data, tmp_path / "data")
     said = run_ranks(2, train_with_signal, run_arguments(folder), name, rank, call, int(number))
     wanted = f"stopped by {number.name} after step {int(left[-2:])}; the same command goes on from there"
     assert said == [wanted] * 2
@@ -99,7 +84,7 @@ def test_all_ranks_save_and_the_rest_is_the_unbroken_run(
 
 
 def test_before_the_first_step_nothing_is_saved(data: Path, tmp_path: Path) -> None:
-    folder = copied(data, tmp_path / "data")
+    folder = shutil.copytree(data, tmp_path / "data")
     said = run_ranks(2, train_with_signal, run_arguments(folder), "build_engine", 1, 1, int(signal.SIGUSR1))
     message = "stopped by SIGUSR1 before this session's first step; the same command goes on from there"
     assert said == [message] * 2
@@ -107,7 +92,7 @@ def test_before_the_first_step_nothing_is_saved(data: Path, tmp_path: Path) -> N
 
 
 def test_in_the_last_step_the_run_is_complete(data: Path, unbroken: Path, tmp_path: Path) -> None:
-    folder = copied(data, tmp_path / "data")
+    folder = shutil.copytree(data, tmp_path / "data")
     said = run_ranks(2, train_with_signal, run_arguments(folder), "losses_finite", 0, 6, int(signal.SIGTERM))
     assert "stopped" not in said[0]
     assert_equal_runs(folder, unbroken)
@@ -118,7 +103,7 @@ LONG = ("--train.steps=150", "--evaluation.interval_steps=0", "--checkpoint.inte
 
 def test_sigterm_to_torchrun_ends_in_a_checkpoint(data: Path, tmp_path: Path) -> None:
     """torchrun hands it on and waits for its ranks; started again, the run's losses are the unbroken one's."""
-    folder, whole = copied(data, tmp_path / "broken"), copied(data, tmp_path / "whole")
+    folder, whole = shutil.copytree(data, tmp_path / "broken"), shutil.copytree(data, tmp_path / "whole")
     (folder / "small.toml").write_text("", encoding="utf-8")
     log, metrics = folder / "log", folder / "run" / "metrics.jsonl"
     process = start_agent(leaving_worker, [str(folder / "small.toml"), *run_arguments(folder, *LONG)], log)

@@ -18,7 +18,7 @@ from megagpt.training.build import build_engine
 from megagpt.training.totals import reduce_losses, reduce_num_loss_tokens
 from tests.parallel.cases import fingerprint, global_batch, micro_batches, rows, small_plan
 from tests.parallel.harness import run_ranks
-from tests.parallel.runs import make_data, prepare_small, read_metrics, run_arguments, run_prepared, train_rank
+from tests.parallel.runs import prepare_small, read_metrics, run_arguments, run_prepared, train_rank
 
 
 def traced_orders(arguments: list[str], counts: list[int]) -> dict[tuple[int, bool], list[Pass]]:
@@ -109,13 +109,6 @@ def train_traced(arguments: list[str]) -> str:
     console = Console(record=True, width=200, file=open(os.devnull, "w"), quiet=os.environ["RANK"] != "0")  # noqa: SIM115
     run_prepared(prepare_small(arguments), console, trace=True)
     return console.export_text()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trace")
-    make_data(folder)
-    return folder
 
 
 def slices(folder: Path) -> dict[int, list[dict[str, Any]]]:

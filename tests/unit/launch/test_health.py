@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_a_check_that_hangs_is_named(data: Path, monkeypatch: pytest.MonkeyPatch
     found = checked_within("node7", 0.2, wanted(data))
     hang.set()
     assert found.problems == ["its check of GPUs has not ended after 0 s"]
+
+
+def test_a_check_that_crashes_has_not_passed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> None:
+        raise subprocess.TimeoutExpired("nvidia-smi", 30)
+
+    monkeypatch.setattr(health_node, "_check_gpus", crash)
+    found = checked_within("node1", 20, wanted(data))
+    assert found.problems == ["TimeoutExpired: Command 'nvidia-smi' timed out after 30 seconds"]
+    assert found.facts, "the folders are checked all the same"
 
 
 def test_memory_errors_that_nvidia_smi_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

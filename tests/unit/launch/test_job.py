@@ -45,6 +45,15 @@ def test_every_start_has_a_folder_of_its_own(job: Job) -> None:
     assert len(read_starts(job_folder(job.run))) == 1
 
 
+def test_a_start_whose_line_was_cut_short_is_passed_over(job: Job) -> None:
+    """As where its node was lost while it was written."""
+    assert job.ask("begin", "--new-job")[0] == 0
+    with next(job_folder(job.run).glob("*.jsonl")).open("a") as stream:
+        stream.write('{"logs": "sta')
+    assert job.ask("begin")[0] == 0
+    assert [start.logs for start in read_starts(job_folder(job.run))] == ["start-1", "start-2"]
+
+
 def test_starts_that_save_nothing_come_to_an_end(job: Job) -> None:
     assert [job.ask("begin", "--most-restarts", "2")[0] for _ in range(3)] == [0, 0, 0]
     status, _, error = job.ask("begin", "--most-restarts", "2")

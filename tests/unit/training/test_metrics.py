@@ -92,6 +92,21 @@ def test_a_new_run_in_an_old_folder_starts_anew(tmp_path):
     assert [record["step"] for record in lines(path)] == [1]
 
 
+def test_a_rewind_without_room_leaves_the_file_in_use(tmp_path, monkeypatch):
+    sink = JsonlSink(tmp_path / "metrics.jsonl", 0)
+    sink.write(step_record(1))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("megagpt.training.metrics.write_durably", full)
+    with pytest.raises(OSError, match="No space left"):
+        sink.rewind(0)
+    sink.write(step_record(2))
+    sink.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
 def test_jsonl_stays_json_where_a_number_is_not_finite(tmp_path):
     """fp16 overflows give infinite norms; most readers of JSON refuse `Infinity` and `NaN`."""
     path = tmp_path / "metrics.jsonl"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megagpt.training.run_files import CarefulWriter, append_line, record_from, replace_file, seconds_since, utc_now
+from megagpt.durable import replace_file
+from megagpt.training.run_files import CarefulWriter, append_line, record_from, seconds_since, utc_now
 from megagpt.training.run_record import (
     SESSIONS_FILE,
     SessionEnd,

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from megagpt.errors import ConfigError, TrainingError
+from megagpt.errors import ConfigError, DataError, TrainingError
 from megagpt.training import run_lock
 from megagpt.training.run_environment import Commit, RankPlace, describe_environment, repository_commit
 from megagpt.training.run_files import CarefulWriter
@@ -36,6 +36,7 @@ def test_how_a_session_ended() -> None:
     assert ending_of(None) == ("complete", 0)
     assert ending_of(KeyboardInterrupt()) == ("interrupted", 130)
     assert ending_of(TrainingError("not finite")) == ("error: not finite", 3)
+    assert ending_of(DataError("a shard is damaged")) == ("error: a shard is damaged", 2)
     assert ending_of(ValueError("odd")) == ("error: ValueError: odd", 1)
 
 
@@ -216,7 +217,7 @@ def test_the_log_has_no_progress_bars(tmp_path: Path) -> None:
 def test_the_environment_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     monkeypatch.setenv("SLURM_JOB_ID", "99")
-    found = describe_environment([RankPlace("a", "H100"), RankPlace("b", "H100")], "12.8")
+    found = describe_environment([RankPlace("a", "H100"), RankPlace("b", "H100")], "12.8", None)
     assert "secret" not in json.dumps(found)
     assert found["variables"]["SLURM_JOB_ID"] == "99"
     assert found["hosts"] == {"a": {"ranks": [0], "devices": ["H100"]}, "b": {"ranks": [1], "devices": ["H100"]}}

@@ -6,7 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from megagpt.training.watchdog import collective_timeout, grace_seconds, stacks_file
+from megagpt.training.progress import Progress
+from megagpt.training.watchdog import Watchdog, WatchedRank, collective_timeout, grace_seconds, stacks_file
 
 WATCHED = """
 import ctypes, sys, time
@@ -42,6 +43,20 @@ def test_a_hang_ends_with_stacks_and_status_75(tmp_path: Path) -> None:
     assert said == "hang in step 4 (reading data): no progress for 1 s\n"
     assert "rank 0: rank 0 on here made no progress for 1 s in step 4 (reading data)" in errors
     assert 'File "<string>", line 11 in <module>' in stacks_file(tmp_path / "logs", 0).read_text()
+
+
+def test_a_hang_ends_with_status_75_where_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    status, *_ = watched(tmp_path, "import os; os.close(2); time.sleep(60)")
+    assert status == 75
+
+
+def test_a_report_that_is_being_written_is_passed_over(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    stacks_file(logs, 1).write_text('report: {"rank": 1, "ho')
+    watchdog = Watchdog(Progress(), 1.0, tmp_path, WatchedRank(0, 0, 2, "here"), print)
+    own = watchdog._report()
+    assert watchdog._read_reports(own) == {0: own}
 
 
 def test_a_disk_that_does_not_answer_cannot_hold_it_up(tmp_path: Path) -> None:
