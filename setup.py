@@ -53,6 +53,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "ruff>=0.15",
         "mypy>=1.15",
+        "triton>=3.2; platform_system == 'Linux'",  # its interpreter runs our kernels, its compiler builds them
     ],
     # CUDA builds of torch bring Triton with them on Linux; named here for builds of torch that do not.
     "gpu": ["triton>=3.2; platform_system == 'Linux'"],

@@ -66,12 +66,13 @@ check_machine() {
 
 # pip_install TITLE ARGUMENTS...: quiet where nobody looks; everything is in .venv/install.log.
 pip_install() {
-    local title="$1" log="$MEGAGPT_VENV/install.log" quiet=()
+    local title="$1" log="$MEGAGPT_VENV/install.log" quiet=() pins=(-c "$MEGAGPT_ROOT/constraints/cpu.txt")
     shift
+    command -v nvidia-smi >/dev/null || pins+=(-c "$MEGAGPT_ROOT/constraints/triton.txt")
     printf '%s\n' "$title"
     [ -t 1 ] || quiet=(--quiet --progress-bar off)
     DS_BUILD_OPS=0 "$MEGAGPT_VENV/bin/python" -m pip install "${quiet[@]}" --log "$log" --disable-pip-version-check \
-        -c "$MEGAGPT_ROOT/constraints/cpu.txt" "$@"
+        "${pins[@]}" "$@"
 }
 
 pip_failed() {

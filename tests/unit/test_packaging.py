@@ -103,7 +103,7 @@ def test_every_requirement_is_pinned(wheel: zipfile.ZipFile, version: tuple[int,
         assert name is not None
         if 'extra == "gpu"' in line or ('python_version < "3.11"' in line and version >= (3, 11)):
             continue
-        assert name[0].lower() in pins, line
+        assert name[0].lower() in pins or name[0].lower() == "triton", line  # constraints/triton.txt, without a GPU
 
 
 def test_scripts_are_valid_bash() -> None:
