@@ -1,8 +1,8 @@
 """Whether an operation may run as one of our Triton kernels. Every file with such kernels asks here, nobody else.
 
 Triton comes with CUDA builds of torch. On the CPU its interpreter runs the same kernels, slowly, where
-TRITON_INTERPRET=1 was set before Triton was imported: tests do so, and ask for a kernel by name; nothing chooses it there
-by itself.
+TRITON_INTERPRET=1 was set before Triton was imported: tests do so, and ask for a kernel by name; nothing chooses it
+there by itself.
 """
 
 import importlib.util
