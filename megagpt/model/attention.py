@@ -28,10 +28,10 @@ class SelfAttention(nn.Module):
         self.qkv = column_linear(build, spec.hidden_size, 3 * spec.hidden_size)
         self.output = row_linear(build, spec.hidden_size, spec.hidden_size)
 
-    def forward(self, hidden: Tensor, context: LayerContext, cache: LayerCache | None = None) -> Tensor:
-        """[S, B, H] to [S, B, H]. Reduces over the tensor group; all-to-all over the context group.
+    def forward(self, hidden: Tensor, context: LayerContext, cache: LayerCache | None = None) -> tuple[Tensor, Tensor]:
+        """[S, B, H] to [S, B, H] and the bias [H] still to be added.
 
-        With a cache, `hidden` is the new positions.
+        Reduces over the tensor group; all-to-all over the context group. With a cache, `hidden` is the new positions.
         """
         head_dim, group = self.build.spec.head_dim, self.build.mesh.context_group
         qkv, _ = self.qkv(hidden)  # [S, B, N_local * 3 * D]
@@ -40,8 +40,8 @@ class SelfAttention(nn.Module):
             mixed = checkpoint(self._attend, heads, context, None, use_reentrant=False, preserve_rng_state=False)
         else:
             mixed = self._attend(heads, context, cache)
-        output, _ = self.output(scatter_sequence(mixed, group).flatten(-2))
-        return output
+        output, bias = self.output(scatter_sequence(mixed, group).flatten(-2))
+        return output, bias
 
     def _attend(self, heads: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
         """[S_whole, B, N_here, 3 * D] to [S_whole, B, N_here, D]."""

@@ -23,9 +23,13 @@ class DecoderLayer(nn.Module):
 
     def forward(self, hidden: Tensor, context: LayerContext, cache: LayerCache | None = None) -> Tensor:
         """[S, B, H] to [S, B, H]."""
-        hidden = hidden + self._dropout(self.attention(self.attention_norm(hidden), context, cache), context, site=1)
-        return hidden + self._dropout(self.mlp(self.mlp_norm(hidden)), context, site=2)
+        branch, bias = self.attention(self.attention_norm(hidden), context, cache)
+        hidden = self._add(hidden, branch, bias, context, site=1)
+        branch, bias = self.mlp(self.mlp_norm(hidden))
+        return self._add(hidden, branch, bias, context, site=2)
 
-    def _dropout(self, values: Tensor, context: LayerContext, site: int) -> Tensor:
+    def _add(self, hidden: Tensor, branch: Tensor, bias: Tensor, context: LayerContext, site: int) -> Tensor:
         seed = self.build.hidden_dropout_seed(context.dropout_seed)
-        return dropout(values, self.build.spec.hidden_dropout, None if seed is None else mix(seed, site))
+        return hidden + dropout(
+            branch + bias, self.build.spec.hidden_dropout, None if seed is None else mix(seed, site)
+        )

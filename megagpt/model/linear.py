@@ -9,15 +9,26 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megagpt.model.context import StageBuild, no_init
 
 
-def column_linear(build: StageBuild, inputs: int, outputs: int) -> ColumnParallelLinear:
-    """[S, B, inputs] to [S, B, outputs / t]; calling it gives (output, None)."""
+def column_linear(build: StageBuild, inputs: int, outputs: int, skip_bias_add: bool = False) -> ColumnParallelLinear:
+    """[S, B, inputs] to [S, B, outputs / t]; calling it gives (output, None).
+
+    With `skip_bias_add` it gives (output without bias, bias) instead, for a kernel that adds the bias on its way.
+    """
     return ColumnParallelLinear(
-        inputs, outputs, config=build.mcore, init_method=no_init, tp_group=build.mesh.tensor_group
+        inputs,
+        outputs,
+        config=build.mcore,
+        init_method=no_init,
+        skip_bias_add=skip_bias_add,
+        tp_group=build.mesh.tensor_group,
     )
 
 
 def row_linear(build: StageBuild, inputs: int, outputs: int) -> RowParallelLinear:
-    """[S, B, inputs / t] to [S, B, outputs], the bias added after the sum; calling it gives (output, None)."""
+    """[S, B, inputs / t] to [S, B, outputs], summed over the tensor group; calling it gives (output, bias).
+
+    The bias is not added: whoever adds the output to the residual stream adds it too, in the same pass.
+    """
     return RowParallelLinear(
         inputs,
         outputs,
@@ -25,6 +36,6 @@ def row_linear(build: StageBuild, inputs: int, outputs: int) -> RowParallelLinea
         init_method=no_init,
         bias=True,
         input_is_parallel=True,
-        skip_bias_add=False,
+        skip_bias_add=True,
         tp_group=build.mesh.tensor_group,
     )

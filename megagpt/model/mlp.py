@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from megagpt.kernels.gelu import gelu
+from megagpt.kernels.bias_gelu import bias_gelu
 from megagpt.model.context import StageBuild
 from megagpt.model.linear import column_linear, row_linear
 
@@ -14,11 +14,11 @@ class MLP(nn.Module):
         super().__init__()
         spec = build.spec
         self.activation = spec.activation
-        self.up = column_linear(build, spec.hidden_size, spec.ffn_hidden_size)
+        self.up = column_linear(build, spec.hidden_size, spec.ffn_hidden_size, skip_bias_add=True)
         self.down = row_linear(build, spec.ffn_hidden_size, spec.hidden_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[S, B, H] to [S, B, H]. Reduces over the tensor group."""
-        wide, _ = self.up(hidden)
-        output, _ = self.down(gelu(wide, self.activation))
-        return output
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """[S, B, H] to [S, B, H] and the bias [H] that is still to be added. Reduces over the tensor group."""
+        wide, bias = self.up(hidden)
+        output, output_bias = self.down(bias_gelu(wide, bias, self.activation))
+        return output, output_bias

@@ -72,7 +72,7 @@ _MEGATRON = [
         "ColumnParallelLinear",
         "model/linear.py",
         "matrices whose rows are cut over tensor ranks",
-        parameters="config init_method tp_group",
+        parameters="config init_method skip_bias_add tp_group",
     ),
     Upstream(
         _LAYERS,
