@@ -79,9 +79,10 @@ def config_files() -> list[tuple[str, list[str]]]:
 
 def native_modules() -> list[Extension]:
     """The C++ modules of megagpt/native. Optional: without a compiler the same is done in Python, slower."""
-    samples = ["megagpt/native/samples.cpp"]
-    encoder = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "megagpt/native").glob("*.cpp"))]
-    sources = {"_encoder": [path for path in encoder if path not in samples], "_samples": samples}
+    sources = {"_samples": ["megagpt/native/samples.cpp"], "_attention": ["megagpt/native/attention.cpp"]}
+    others = [path for files in sources.values() for path in files]
+    found = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "megagpt/native").glob("*.cpp"))]
+    sources["_encoder"] = [path for path in found if path not in others]
     headers = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "megagpt/native").glob("*.h"))]
     return [
         Extension(

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megagpt.kernels.attention_native import native_attention, native_attention_fits
+
 
 def document_mask(documents: Tensor) -> Tensor:
     """Which keys each query may see when packed documents are kept apart.
@@ -53,6 +55,8 @@ def attention(
     if mask is None and 1 < num_queries < num_keys:
         mask = causal_mask(num_queries, num_keys, query.device)
     if dropout_seed is None or dropout == 0.0:
+        if causal and native_attention_fits(query, key, value):
+            return native_attention(query, key, value)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     # torch's fused attention takes its dropout mask from the default generator alone: seed it for this call only
     devices = [query.device] if query.device.type == "cuda" else []
