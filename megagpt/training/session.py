@@ -21,6 +21,7 @@ from megagpt.training.data import describe_data
 from megagpt.training.data_hashes import verify_alone, verify_together
 from megagpt.training.devices import device_name, peak_tflops
 from megagpt.training.exit_status import COMPLETE, RESTART
+from megagpt.training.host_memory import keep_freed_memory
 from megagpt.training.loop import TrainingRun, train
 from megagpt.training.lost_peer import is_lost_peer, keep_traceback, lost_peer
 from megagpt.training.metrics import MetricsSink, open_sinks
@@ -56,6 +57,8 @@ def run_training(
         )
         return
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     progress, timeout = Progress(), plan.config.faults.hang_timeout_seconds
     rank = WatchedRank(launched_rank(), launched_local_rank(), launched_world_size(), this_host())
     with Watchdog(progress, timeout, prepared.folder, rank, lambda reason: session.end(reason, RESTART)):
