@@ -156,6 +156,10 @@ class TrainSection(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="bf16", description="number format of weights and activations"
     )
+    fp8: bool = Field(
+        default=False,
+        description="with bf16: matrix products of the layers in float8 (GPUs of compute capability 8.9 or more)",
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         default="none",
         description="activations recomputed in the backward pass: none, attention (selective) or whole layers (full)",

@@ -5,7 +5,9 @@ In: a LoadedConfig. Out: problems as text, each with the reason and values that 
 
 from megagpt.config_file import LoadedConfig
 from megagpt.config_text import any_of
-from megagpt.plan_checks import closest, divisors
+from megagpt.plan_checks import closest, divisors, ffn_size
+
+_FLOAT8_MULTIPLE = 16  # kernels/float8.py, which imports torch
 
 
 def check_context(loaded: LoadedConfig) -> list[str]:
@@ -52,6 +54,33 @@ def check_zero(loaded: LoadedConfig) -> list[str]:
             "use parallel.zero_stage = 0 or 1, or parallel.pipeline = 1"
         ]
     return []
+
+
+def check_fp8(loaded: LoadedConfig) -> list[str]:
+    """float8 stands in for bf16 alone, and every dim of its products is a multiple of 16 (kernels/float8.py)."""
+    config = loaded.config
+    if not config.train.fp8:
+        return []
+    here, model, parallel = loaded.describe("train.fp8"), config.model, config.parallel
+    problems = []
+    if config.train.precision != "bf16":
+        problems.append(
+            f"{here} does not work with {loaded.describe('train.precision')}: float8 products have bf16 inputs and "
+            'outputs; use train.precision = "bf16", or train.fp8 = false'
+        )
+    for key, size, divisors_of in (
+        ("model.hidden_size", model.hidden_size, parallel.tensor),
+        ("model.ffn_hidden_size", ffn_size(model), parallel.tensor),
+        ("model.sequence_length", model.sequence_length, parallel.context),
+    ):
+        if size % (_FLOAT8_MULTIPLE * divisors_of):
+            cut = f", {size // divisors_of} on each rank" if divisors_of > 1 else ""
+            problems.append(
+                f"{here} needs multiples of {_FLOAT8_MULTIPLE} in every dim of a matrix product, but "
+                f"{loaded.describe(key)}{'' if loaded.value(key) else f' follows as {size}'}{cut}; use a multiple of "
+                f"{_FLOAT8_MULTIPLE * divisors_of}, or train.fp8 = false"
+            )
+    return problems
 
 
 def check_offload(loaded: LoadedConfig) -> list[str]:

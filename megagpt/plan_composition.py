@@ -66,6 +66,7 @@ MECHANISMS = (
     Mechanism("recompute every 2nd layer", "recompute", {"train.recompute": "full", "train.recompute_every": "2"}),
     Mechanism("batch ramp", "ramp", {"train.batch_ramp_tokens": "20480", "train.batch_ramp_start_tokens": "512"}),
     *(Mechanism(precision, "precision", {"train.precision": precision}) for precision in ("fp32", "bf16", "fp16")),
+    Mechanism("float8", "float8", {"train.fp8": "true"}, {"train.precision": "bf16"}),
     Mechanism("documents kept apart", "documents", {"data.separate_documents": "true"}),
 )
 

@@ -26,6 +26,8 @@ activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, wit
              "selective" drops those last 4 N alone, as a fused kernel keeps no scores anyway. "full" keeps e H of a
              recomputed layer (divided by t with sequence parallelism) and all of the one that is being recomputed.
              tests/parallel/test_plan_memory.py compares this with what autograd saves for a layer on the CPU.
+             With fp8 the inputs of the four linears are a byte a value, not e: those of QKV and feed-forward whole on
+             each tensor rank, that of the output projection beside the one that attention keeps.
              The first stage adds its embedding dropout mask, the last the inputs of the final norm and of the head.
              Each is held for as many micro-batches as the schedule has in flight (see `chunks_in_flight`); where a
              rank's chunks have unequal numbers of layers, the largest one counts.
@@ -166,9 +168,14 @@ def layer_activation_bytes(spec: ModelSpec, layout: Layout, train: TrainSection)
     mask_bytes = value_bytes if spec.hidden_dropout > 0 else 0
     common = (4 * value_bytes + 2 * mask_bytes) * spec.hidden_size
     split = value_bytes * (4 * spec.hidden_size + 2 * spec.ffn_hidden_size)
+    whole = 0
+    if train.fp8:
+        common -= 2 * value_bytes * spec.hidden_size
+        split += spec.hidden_size - (value_bytes - 1) * spec.ffn_hidden_size
+        whole = 2 * spec.hidden_size
     if train.recompute != "selective":
         split += 4 * spec.num_heads
-    return _ceil_divide(common, _sequence_shards(layout)) + _ceil_divide(split, layout.tensor)
+    return whole + _ceil_divide(common, _sequence_shards(layout)) + _ceil_divide(split, layout.tensor)
 
 
 def _activation_bytes(

@@ -25,6 +25,7 @@ class StageBuild:
     mcore: McoreConfig
     recompute: str = "none"  # none, selective (attention core) or full (whole layers)
     recompute_every: int = 1  # with full: layers 0, n, 2n, …
+    float8: bool = False  # matrix products of the layers in float8
 
     @property
     def sequence_parallel(self) -> bool:

@@ -7,6 +7,7 @@ row      columns of the input are cut: each tensor rank computes a summand; forw
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 from megagpt.model.context import StageBuild, no_init
+from megagpt.model.float8_linear import Float8ColumnLinear, Float8RowLinear
 
 
 def column_linear(build: StageBuild, inputs: int, outputs: int, skip_bias_add: bool = False) -> ColumnParallelLinear:
@@ -14,7 +15,8 @@ def column_linear(build: StageBuild, inputs: int, outputs: int, skip_bias_add: b
 
     With `skip_bias_add` it gives (output without bias, bias) instead, for a kernel that adds the bias on its way.
     """
-    return ColumnParallelLinear(
+    kind = Float8ColumnLinear if build.float8 else ColumnParallelLinear
+    return kind(
         inputs,
         outputs,
         config=build.mcore,
@@ -29,7 +31,8 @@ def row_linear(build: StageBuild, inputs: int, outputs: int) -> RowParallelLinea
 
     The bias is not added: whoever adds the output to the residual stream adds it too, in the same pass.
     """
-    return RowParallelLinear(
+    kind = Float8RowLinear if build.float8 else RowParallelLinear
+    return kind(
         inputs,
         outputs,
         config=build.mcore,

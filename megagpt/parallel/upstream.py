@@ -83,6 +83,28 @@ _MEGATRON = [
     ),
     Upstream(
         _LAYERS,
+        "ColumnParallelLinear._forward_impl RowParallelLinear._forward_impl",
+        "model/float8_linear.py",
+        "putting a product in float8 in the place of theirs",
+        parameters="input weight",
+        mentions="linear_with_grad_accumulation_and_async_allreduce",
+    ),
+    Upstream(
+        "megatron.core.tensor_parallel.mappings",
+        "copy_to_tensor_model_parallel_region gather_from_sequence_parallel_region",
+        "model/float8_linear.py",
+        "what their product does over tensor ranks beside multiplying",
+        parameters="group",
+    ),
+    Upstream(
+        "megatron.core.tensor_parallel.mappings",
+        "gather_from_sequence_parallel_region",
+        "model/float8_linear.py",
+        "what their product does over tensor ranks beside multiplying",
+        parameters="tensor_parallel_output_grad group",
+    ),
+    Upstream(
+        _LAYERS,
         "VocabParallelEmbedding",
         "model/embedding.py",
         "the token table, cut over tensor ranks",

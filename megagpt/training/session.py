@@ -11,6 +11,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megagpt.errors import MegagptError
+from megagpt.kernels.float8 import check_float8
 from megagpt.parallel.agree import on_every_rank
 from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
 from megagpt.parallel.mesh import Mesh, build_mesh, destroy_mesh
@@ -86,6 +87,8 @@ def _meet_and_train(
         console.print(verify_alone(data, progress), highlight=False, markup=False, soft_wrap=True)
     timeout = collective_timeout(plan.config.faults.hang_timeout_seconds)
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context, timeout)
+    if plan.config.train.fp8:
+        check_float8(mesh.device)
     places = _gather_places(mesh)
     session.write_environment(places, torch.version.cuda)
     if data.verify_hashes and not is_alone:

@@ -26,6 +26,21 @@ def problems_of(*arguments, gpus=8, vocab=None, memory=None):
 
 ONE_PROBLEM = [
     (
+        ("--train.fp8=true", "--train.precision=fp16"),
+        'train.fp8 = true (command line) does not work with train.precision = "fp16" (command line): float8 products '
+        'have bf16 inputs and outputs; use train.precision = "bf16", or train.fp8 = false',
+    ),
+    (
+        ("--train.fp8=true", "--parallel.tensor=8"),
+        "train.fp8 = true (command line) needs multiples of 16 in every dim of a matrix product, but "
+        "model.hidden_size = 64 (command line), 8 on each rank; use a multiple of 128, or train.fp8 = false",
+    ),
+    (
+        ("--train.fp8=true", "--model.ffn_hidden_size=100"),
+        "train.fp8 = true (command line) needs multiples of 16 in every dim of a matrix product, but "
+        "model.ffn_hidden_size = 100 (command line); use a multiple of 16, or train.fp8 = false",
+    ),
+    (
         ("--model.vocab_size=null",),
         "model.vocab_size = unset (command line) and no tokenizer gives it: tokenizer.path = unset (default); "
         "train that",

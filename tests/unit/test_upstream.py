@@ -164,7 +164,14 @@ def test_a_function_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_parameter_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron.core.tensor_parallel import layers
 
-    monkeypatch.setattr(layers, "RowParallelLinear", lambda config, init_method, bias, tp_group, skip_bias_add: None)
+    class Other:
+        """Has what is asked of it but for one parameter."""
+
+        def __init__(self, config, init_method, bias, tp_group, skip_bias_add) -> None: ...
+
+        _forward_impl = layers.RowParallelLinear._forward_impl
+
+    monkeypatch.setattr(layers, "RowParallelLinear", Other)
     (sentence,) = missing_upstream()
     assert "has no input_is_parallel in layers.RowParallelLinear, which model/linear.py needs for" in sentence
 
