@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from megagpt.kernels.dropout import dropout, mix
+from megagpt.kernels.dropout import mix
 from megagpt.kernels.layer_norm import LayerNorm
+from megagpt.kernels.residual_norm import Branch, ResidualNorm, add_branch
 from megagpt.model.attention import SelfAttention
 from megagpt.model.context import LayerCache, LayerContext, StageBuild
 from megagpt.model.mlp import MLP
@@ -18,18 +19,16 @@ class DecoderLayer(nn.Module):
         self.build = build
         self.attention_norm = LayerNorm(spec.hidden_size, spec.layer_norm_epsilon, dtype, device)
         self.attention = SelfAttention(build)
-        self.mlp_norm = LayerNorm(spec.hidden_size, spec.layer_norm_epsilon, dtype, device)
+        self.mlp_norm = ResidualNorm(spec.hidden_size, spec.layer_norm_epsilon, dtype, device)
         self.mlp = MLP(build)
 
     def forward(self, hidden: Tensor, context: LayerContext, cache: LayerCache | None = None) -> Tensor:
         """[S, B, H] to [S, B, H]."""
-        branch, bias = self.attention(self.attention_norm(hidden), context, cache)
-        hidden = self._add(hidden, branch, bias, context, site=1)
-        branch, bias = self.mlp(self.mlp_norm(hidden))
-        return self._add(hidden, branch, bias, context, site=2)
+        attended, bias = self.attention(self.attention_norm(hidden), context, cache)
+        hidden, normed = self.mlp_norm(hidden, self._branch(attended, bias, context, site=1))
+        output, bias = self.mlp(normed)
+        return add_branch(hidden, self._branch(output, bias, context, site=2))
 
-    def _add(self, hidden: Tensor, branch: Tensor, bias: Tensor, context: LayerContext, site: int) -> Tensor:
+    def _branch(self, output: Tensor, bias: Tensor, context: LayerContext, site: int) -> Branch:
         seed = self.build.hidden_dropout_seed(context.dropout_seed)
-        return hidden + dropout(
-            branch + bias, self.build.spec.hidden_dropout, None if seed is None else mix(seed, site)
-        )
+        return Branch(output, bias, self.build.spec.hidden_dropout, None if seed is None else mix(seed, site))

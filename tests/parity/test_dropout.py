@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from megagpt.data.batch import context_part
-from megagpt.model import attention, embedding, layer
+from megagpt.kernels import residual_norm
+from megagpt.model import attention, embedding
 from megagpt.training.build import build_engine
 from megagpt.training.totals import dropout_seed
 from tests.parallel.cases import micro_batches, plan_mesh, run_all_data_ranks, run_layout, small_plan
@@ -84,7 +85,7 @@ def drawn_masks(num_ranks: int, arguments: list[str]) -> dict[str, list[Tensor]]
     mesh = plan_mesh(plan)
     built = build_engine(plan, mesh)
     masks: dict[str, list[Tensor]] = {"hidden": [], "attention": []}
-    drop, attend = layer.dropout, attention.attention
+    drop, attend = residual_norm.dropout, attention.attention
 
     def seen_drop(values: Tensor, probability: float, seed: int | None) -> Tensor:
         dropped = drop(values, probability, seed)
@@ -105,7 +106,7 @@ def drawn_masks(num_ranks: int, arguments: list[str]) -> dict[str, list[Tensor]]
         masks["attention"].append(kept[whole != 0])  # the causal half
         return mixed
 
-    layer.dropout = embedding.dropout = seen_drop  # type: ignore[attr-defined]
+    residual_norm.dropout = embedding.dropout = seen_drop  # type: ignore[attr-defined]
     attention.attention = seen_attend  # type: ignore[assignment]
     batches = [context_part(b, mesh.context_rank, mesh.context_size) for b in micro_batches(plan, 0, 0, False)]
     built.forward_backward(batches, 1e-3, dropout_seed(7, 0, mesh.data_rank))
