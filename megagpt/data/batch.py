@@ -24,6 +24,13 @@ class Batch(NamedTuple):
         documents = None if self.documents is None else self.documents.to(device, non_blocking=True)
         return Batch(tokens, labels, loss_mask, positions, documents)
 
+    def pin_memory(self) -> "Batch":
+        """The same micro-batch in pinned memory, from which a copy to a CUDA device does not hold up the host."""
+        tokens, labels, loss_mask, positions = (part.pin_memory() for part in self[:4])
+        return Batch(
+            tokens, labels, loss_mask, positions, None if self.documents is None else self.documents.pin_memory()
+        )
+
 
 def context_part(batch: Batch, context_rank: int, context_size: int) -> Batch:
     """The contiguous part of every sequence that one context rank holds; `documents` stay whole."""

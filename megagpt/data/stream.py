@@ -71,14 +71,16 @@ class BatchStream:
         self.context_ranks = context_ranks
 
     def micro_batches(self, step: StepSlice) -> list[Batch]:
-        """This rank's micro-batches of a step: the rank takes a contiguous block of the global batch, in order."""
+        """This rank's micro-batches of a step: its part of the global batch, cut in order."""
+        return cut(self.whole_batch(step), step.micro_batch_size)
+
+    def whole_batch(self, step: StepSlice) -> Batch:
+        """This rank's part of a step's global batch, which is a contiguous block of it, in one piece."""
         block = step.num_sequences // self.data_ranks
         assert block * self.data_ranks == step.num_sequences, (step.num_sequences, self.data_ranks)
         assert block == step.micro_batch_size * step.num_micro_batches, (block, step)
         first = step.first_sample + self.data_rank * block
-        size = step.micro_batch_size
-        whole = self._batch(np.arange(first, first + block))  # at once: few calls, few and large blocks of memory
-        return [rows_of(whole, start, start + size) for start in range(0, block, size)]
+        return self._batch(np.arange(first, first + block))  # at once: few calls, few and large blocks of memory
 
     def num_evaluation_micro_batches(self, max_sequences: int, micro_batch_size: int) -> int:
         """Micro-batches that `evaluation_batches` gives on each rank."""
@@ -108,6 +110,11 @@ class BatchStream:
         assert rows.shape == (len(numbers), self.sequence_length + 1), rows.shape
         batch = make_batch(rows, self.eod_id if self.separate_documents else None)
         return context_part(batch, self.context_rank, self.context_ranks)
+
+
+def cut(batch: Batch, size: int) -> list[Batch]:
+    """Micro-batches of `size` sequences, in order; the memory is shared."""
+    return [rows_of(batch, start, start + size) for start in range(0, len(batch.tokens), size)]
 
 
 def rows_of(batch: Batch, start: int, stop: int) -> Batch:

@@ -111,7 +111,11 @@ class Engine:
         self._chunks: list[ScheduleChunk] = make_chunks(len(chunks), self._forward_chunk, mcore)
 
     def forward_backward(
-        self, micro_batches: list[Batch], loss_weight: float, dropout_seed: int | None, tracer: StepTracer | None = None
+        self,
+        micro_batches: list[Batch],
+        loss_weight: Tensor | float,
+        dropout_seed: int | None,
+        tracer: StepTracer | None = None,
     ) -> list[TokenLoss]:
         """Accumulate the gradients of one step's micro-batches. Sends and receives over the pipeline group."""
         self.module.train()
@@ -139,23 +143,16 @@ class Engine:
             table = self.named_parameters["embedding.tokens.weight"]
             dist.all_reduce(self.gradient(table), group=self.mesh.embedding_group)
 
-    def local_gradients_finite(self) -> bool:
-        """Whether every gradient this rank holds is finite; in fp16 always True: overflow there lowers the loss scale.
+    def local_gradients_finite(self) -> Tensor:
+        """Whether every gradient this rank holds is finite, [] bool on the device: the host does not wait for it.
 
-        One pass over the gradients: the sum of squares is not finite if any element is not.
+        In fp16 always true: overflow there lowers the loss scale. One pass over the gradients: the sum of squares is
+        not finite if any element is not.
         """
-        if self._fp16:
-            return True
-        norms = torch._foreach_norm(held) if (held := self._held_gradients()) else [torch.zeros(())]
-        return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
-
-    def finish_passes(self) -> None:
-        """Wait until this rank's GPU has done what it was given, for a time that is the rank's own to mean something.
-
-        The step's signs wait for it anyway.
-        """
-        if self.mesh.device.type == "cuda":
-            torch.cuda.synchronize(self.mesh.device)
+        held = [] if self._fp16 else self._held_gradients()
+        if not held:
+            return torch.ones((), dtype=torch.bool, device=self.mesh.device)
+        return torch.stack([norm.float() for norm in torch._foreach_norm(held)]).isfinite().all()
 
     def update(self, lr: float) -> UpdateResult:
         """Reduce over the data group, clip by the global norm and update the weights.

@@ -56,7 +56,7 @@ def run_schedule(
     chunks: list[ScheduleChunk],
     mesh: Mesh,
     micro_batches: list[Batch],
-    loss_weight: float,
+    loss_weight: Tensor | float,
     dropout_seed: int | None,
     forward_only: bool,
     tracer: StepTracer | None = None,
@@ -64,7 +64,8 @@ def run_schedule(
     """Run one step's micro-batches; every rank calls it. Sends and receives over the pipeline group.
 
     Each loss is multiplied by `loss_weight` before its backward pass. Micro-batch m uses a dropout seed derived from
-    `dropout_seed` (one for this step and data rank) and m. Returns one TokenLoss a micro-batch on the last stage,
+    `dropout_seed` (one for this step and data rank) and m. `loss_weight` [] may be a tensor, which the host need not
+    wait for. Returns one TokenLoss a micro-batch on the last stage,
     nothing on the others. `tracer` records the passes; with one, all ranks begin together.
     """
 
@@ -74,9 +75,10 @@ def run_schedule(
         output = chunk(batch, seed)
         if tracer is not None:
             tracer.follow(chunk.number, number, output)
-        return output, partial(_weigh_loss, batch.loss_mask, loss_weight)
+        return output, partial(_weigh_loss, batch.loss_mask, weight)
 
     micro_batches = [batch.to(mesh.device) for batch in micro_batches]
+    weight = loss_weight.float() if isinstance(loss_weight, Tensor) else loss_weight
     sequences, length = micro_batches[0].tokens.shape
     if tracer is not None:
         chunks = _timed(chunks, tracer)
@@ -108,7 +110,7 @@ def _timed(chunks: list[ScheduleChunk], tracer: StepTracer) -> list[ScheduleChun
     return make_chunks(len(chunks), chunks[0].forward_chunk, config)
 
 
-def _weigh_loss(loss_mask: Tensor, weight: float, losses: Tensor) -> tuple[Tensor, Tensor, TokenLoss]:
+def _weigh_loss(loss_mask: Tensor, weight: Tensor | float, losses: Tensor) -> tuple[Tensor, Tensor, TokenLoss]:
     """What megatron-core asks of a loss function: the value to differentiate, a token count, and what to report."""
     total = (losses * loss_mask).sum()
     num_tokens = loss_mask.sum().to(torch.int64)

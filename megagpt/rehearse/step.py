@@ -21,8 +21,8 @@ from megagpt.plan import RunPlan
 from megagpt.plan_schedule import Pass
 from megagpt.rehearse.storages import HOST, StorageLog
 from megagpt.rehearse.watch import PassWatch, Watch
-from megagpt.training.signs import RankSigns, gather_signs
-from megagpt.training.totals import dropout_seed, losses_finite, reduce_losses, reduce_num_loss_tokens
+from megagpt.training.signs import OwnSigns, gather_signs
+from megagpt.training.totals import dropout_seed, reduce_num_loss_tokens, sum_losses
 
 
 def make_micro_batches(plan: RunPlan, mesh: Mesh, count: int) -> list[Batch]:
@@ -45,8 +45,7 @@ def run_step(engine: Engine, plan: RunPlan, watch: Watch, micro_batches: list[Ba
     mark_gradients(engine, plan, watch.storages)
     watch.do("step", "sums of gradients over tensor and embedding groups")
     engine.reduce_model_parallel_gradients()
-    gather_signs(RankSigns(losses_finite(losses), engine.local_gradients_finite()), mesh)
-    reduce_losses(losses, mesh)
+    gather_signs(OwnSigns(sum_losses(losses, mesh.device), engine.local_gradients_finite()), mesh)
     watch.do("step", "reduction of gradients and update")
     engine.update(plan.learning_rate(0))
     watch.do("step", "after the update")

@@ -8,18 +8,20 @@ from megagpt.parallel.engine import Engine
 from megagpt.parallel.mesh import Mesh
 from megagpt.parallel.replicas import ReplicaCheck
 from megagpt.training.evaluate import evaluate
+from megagpt.training.own_seconds import OwnSeconds
 from megagpt.training.policies import Policies
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.progress import Phase, Progress
+from megagpt.training.read_ahead import ReadAhead
 from megagpt.training.recorder import Recorder
 from megagpt.training.rewind import rewind
 from megagpt.training.run_trace import RunTrace
 from megagpt.training.saver import Saver
-from megagpt.training.signs import RankSigns, gather_signs, stop_asked
+from megagpt.training.signs import OwnSigns, RankSigns, gather_signs, no_signs, stop_asked, total_loss
 from megagpt.training.slow_ranks import SlowRanks
 from megagpt.training.snapshot import take_snapshot
 from megagpt.training.stop import Stopped, StopSignals
-from megagpt.training.totals import StepTotals, dropout_seed, losses_finite, reduce_losses, reduce_num_loss_tokens
+from megagpt.training.totals import StepTotals, dropout_seed, reduce_num_loss_tokens, sum_losses
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class TrainingRun:
     progress: Progress
     policies: Policies
     slow: SlowRanks
+    own_seconds: OwnSeconds
 
 
 def train(run: TrainingRun, first_step: int) -> Stopped | None:
@@ -46,63 +49,71 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
     Raises TrainingError where a policy or a copy of a weight that differs stops it, CheckpointError where the last save
     fails.
     """
-    plan, engine, mesh, recorder, progress = run.prepared.plan, run.engine, run.mesh, run.recorder, run.progress
-    saver = run.saver
-    seed = plan.config.run.seed
-    stream = run.prepared.training_stream(mesh)
+    plan, mesh, progress, saver = run.prepared.plan, run.mesh, run.progress, run.saver
     interval_steps = plan.config.parallel.check_replicas_interval_steps
-    replicas = ReplicaCheck(engine.named_parameters, mesh, plan.layout.zero_stage, interval_steps)
+    replicas = ReplicaCheck(run.engine.named_parameters, mesh, plan.layout.zero_stage, interval_steps)
     progress.mark(Phase.CHECK)
     replicas.check_when_due(first_step)
-    if asked := stop_asked(gather_signs(RankSigns(True, True, run.stop.requested), mesh)):
+    if asked := stop_asked(gather_signs(no_signs(run.stop.requested, mesh), mesh)):
         return Stopped(asked, first_step, was_saved=False)
     step = first_step
-    while step < plan.num_steps:
-        recorder.start_step()
-        progress.mark(Phase.DATA, step + 1)
-        micro_batches = stream.micro_batches(run.policies.samples_of(plan.step_batch(step)))
-        progress.mark(Phase.TOKENS)
-        # DeepSpeed averages over the gradient ranks: the weight makes that a sum over all tokens that count
-        loss_weight = mesh.gradient_size / reduce_num_loss_tokens(micro_batches, mesh)
-        progress.mark(Phase.PASSES)
-        step_seed = dropout_seed(seed, step, mesh.data_rank)
-        losses = engine.forward_backward(micro_batches, loss_weight, step_seed, run.trace.of_step(step))
-        engine.reduce_model_parallel_gradients()
-        finite = losses_finite(losses), engine.local_gradients_finite()
-        engine.finish_passes()
-        progress.mark(Phase.SIGNS)
-        own_seconds = progress.seconds(Phase.DATA, Phase.PASSES)
-        signs = gather_signs(RankSigns(*finite, run.stop.requested, own_seconds), mesh)
-        run.slow.observe(signs)
-        totals = reduce_losses(losses, mesh)
-        lr = plan.learning_rate(step)
-        may_update = run.policies.may_update(signs, step)
-        progress.mark(Phase.UPDATE)
-        saver.finish_snapshot()  # of the last checkpoint, before masters and moments change
-        update = engine.update(lr) if may_update else engine.skip_update(lr)
-        totals = run.policies.end_step(step, totals, update)
-        recorder.end_step(step, totals, update, run.slow.slowest)
-        run.trace.end_step(step)
-        done = step = step + 1
-        if run.policies.wants_rewind:
-            progress.mark(Phase.LOAD)
-            saver.settle()  # what is being saved may be what is undone
-            step = rewind(run.prepared, engine, run.policies, recorder, run.console, done)
-            continue
-        progress.mark(Phase.CHECK)
-        replicas.check_when_due(done)
-        if _due(done, plan.config.evaluation.interval_steps, plan.num_steps):
-            _evaluate(run, done)
-        asked = stop_asked(signs)
-        if asked or _due(done, plan.config.checkpoint.interval_steps, plan.num_steps):
-            progress.mark(Phase.SAVE)
-            saver.begin(take_snapshot(run.prepared, engine, done, totals.loss, run.policies.history))
-        saver.report()
-        if asked and done < plan.num_steps:
-            saver.finish()
-            return Stopped(asked, done, was_saved=True)
+    with ReadAhead(run.prepared.training_stream(mesh), mesh.device) as reader:
+        while step < plan.num_steps:
+            done = step + 1
+            totals, signs = _train_step(run, reader, step)
+            if run.policies.wants_rewind:
+                progress.mark(Phase.LOAD)
+                saver.settle()  # what is being saved may be what is undone
+                step = rewind(run.prepared, run.engine, run.policies, run.recorder, run.console, done)
+                continue
+            progress.mark(Phase.CHECK)
+            replicas.check_when_due(done)
+            if _due(done, plan.config.evaluation.interval_steps, plan.num_steps):
+                _evaluate(run, done)
+            asked = stop_asked(signs)
+            if asked or _due(done, plan.config.checkpoint.interval_steps, plan.num_steps):
+                progress.mark(Phase.SAVE)
+                saver.begin(take_snapshot(run.prepared, run.engine, done, totals.loss, run.policies.history))
+            saver.report()
+            if asked and done < plan.num_steps:
+                saver.finish()
+                return Stopped(asked, done, was_saved=True)
+            step = done
     saver.finish()
     return None
+
+
+def _train_step(run: TrainingRun, reader: ReadAhead, step: int) -> tuple[StepTotals, list[RankSigns]]:
+    """The 0-based step: read, forward, backward, update, record. The host waits for the device in `gather_signs`, and
+    where DeepSpeed does."""
+    plan, engine, mesh, progress = run.prepared.plan, run.engine, run.mesh, run.progress
+    run.recorder.start_step()
+    progress.mark(Phase.DATA, step + 1)
+    micro_batches = reader.take(run.policies.samples_of(plan.step_batch(step)))
+    if step + 1 < plan.num_steps:
+        reader.begin(run.policies.samples_of(plan.step_batch(step + 1)))
+    progress.mark(Phase.TOKENS)
+    # DeepSpeed averages over the gradient ranks: the weight makes that a sum over all tokens that count
+    loss_weight = mesh.gradient_size / reduce_num_loss_tokens(micro_batches, mesh)
+    progress.mark(Phase.PASSES)
+    run.own_seconds.begin_passes()
+    seed = dropout_seed(plan.config.run.seed, step, mesh.data_rank)
+    losses = engine.forward_backward(micro_batches, loss_weight, seed, run.trace.of_step(step))
+    engine.reduce_model_parallel_gradients()
+    sums, finite = sum_losses(losses, mesh.device), engine.local_gradients_finite()
+    run.own_seconds.end_passes()
+    progress.mark(Phase.SIGNS)
+    signs = gather_signs(OwnSigns(sums, finite, run.stop.requested, run.own_seconds.newest()), mesh)
+    run.slow.observe(signs)
+    lr = plan.learning_rate(step)
+    may_update = run.policies.may_update(signs, step)
+    progress.mark(Phase.UPDATE)
+    run.saver.finish_snapshot()  # of the last checkpoint, before masters and moments change
+    update = engine.update(lr) if may_update else engine.skip_update(lr)
+    totals = run.policies.end_step(step, total_loss(signs, mesh), update)
+    run.recorder.end_step(step, totals, update, run.slow.slowest)
+    run.trace.end_step(step)
+    return totals, signs
 
 
 def _due(done: int, interval: int, num_steps: int) -> bool:

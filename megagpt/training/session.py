@@ -26,6 +26,7 @@ from megagpt.training.host_memory import keep_freed_memory
 from megagpt.training.loop import TrainingRun, train
 from megagpt.training.lost_peer import is_lost_peer, keep_traceback, lost_peer
 from megagpt.training.metrics import MetricsSink, open_sinks
+from megagpt.training.own_seconds import OwnSeconds
 from megagpt.training.policies import Policies
 from megagpt.training.prepare import PreparedRun
 from megagpt.training.progress import Phase, Progress
@@ -115,7 +116,10 @@ def _meet_and_train(
         policies = Policies(plan.config, prepared.faults_before, console)
         hosts, ratio = [place.host for place in places], plan.config.faults.slow_rank_ratio
         slow = SlowRanks(layout, hosts, ratio, lambda line: _print_trouble(console, line))
-        run = TrainingRun(prepared, mesh, engine, recorder, saver, console, run_trace, stop, progress, policies, slow)
+        own_seconds = OwnSeconds(progress, mesh.device)
+        run = TrainingRun(
+            prepared, mesh, engine, recorder, saver, console, run_trace, stop, progress, policies, slow, own_seconds
+        )
         stopped = train(run, first_step)
     except MegagptError:  # as on every rank: what is being saved is of use
         saver.settle()

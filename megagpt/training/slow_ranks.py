@@ -3,9 +3,9 @@
 In: every rank's own seconds of each step, as the step's signs carry them. Out: lines for the log, the slowest rank of a
 step. Pure numbers: knows no groups and no clocks.
 
-Own seconds are those of reading data and of the passes. Ranks of one tensor or context group wait for each other
-inside the passes, so all of a group look slow where one is: they are named together. A pipeline's stages hold
-different layers (and the last one the head), so ranks are compared with those of their own stage alone. Where
+Own seconds (own_seconds.py) are those of waiting for data and of the passes. Ranks of one tensor or context group wait
+for each other inside the passes, so all of a group look slow where one is: they are named together. A pipeline's stages
+hold different layers (and the last one the head), so ranks are compared with those of their own stage alone. Where
 gradients are reduced inside the passes (ZeRO 2 and 3), all data ranks wait for the slowest, and none stands out.
 """
 
@@ -43,7 +43,7 @@ class SlowRanks:
 
     def observe(self, signs: Sequence[RankSigns]) -> None:
         """Take a step's signs; after every WINDOW_STEPS steps says which ranks are slow since, and which no longer."""
-        if self._shape[1] == 1:
+        if self._shape[1] == 1 or not any(sign.seconds for sign in signs):  # on CUDA, the first step has none
             return
         seconds = np.array([sign.seconds for sign in signs]).reshape(self._shape)
         ratios = _ratios(seconds.max(axis=2))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from megagpt.data.batch import Batch
 from megagpt.kernels.dropout import mix
@@ -31,24 +32,25 @@ def dropout_seed(seed: int, step: int, data_rank: int) -> int:
     return mix(mix(stream, step), data_rank)
 
 
-def reduce_num_loss_tokens(micro_batches: list[Batch], mesh: Mesh) -> int:
-    """Tokens of the global batch that count in the loss. Reduces over the gradient group."""
-    total = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in micro_batches]).sum().to(mesh.device)
+def reduce_num_loss_tokens(micro_batches: list[Batch], mesh: Mesh) -> Tensor:
+    """Tokens of the global batch that count in the loss, [] float64 on the device. Reduces over the gradient group."""
+    masks = torch.stack([batch.loss_mask for batch in micro_batches]).to(mesh.device)
+    total = masks.sum(dtype=torch.float64)
     dist.all_reduce(total, group=mesh.gradient_group)
-    return int(total)
+    return total
 
 
-def losses_finite(losses: list[TokenLoss]) -> bool:
-    """Whether every micro-batch's loss on this rank is finite."""
-    return all(bool(torch.isfinite(loss.sum)) for loss in losses)
+def sum_losses(losses: list[TokenLoss], device: torch.device) -> Tensor:
+    """Sum of this rank's micro-batch losses and their tokens, [2] float64 on the device; zeros where it has none."""
+    if not losses:
+        return torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.stack([loss.sum for loss in losses]).sum(dtype=torch.float64)
+    return torch.stack([sums, torch.stack([loss.num_tokens for loss in losses]).sum(dtype=torch.float64)])
 
 
 def reduce_losses(losses: list[TokenLoss], mesh: Mesh) -> StepTotals:
     """Sum of micro-batch losses and their tokens. Reduces over all ranks; tensor ranks hold copies, one counts."""
-    total = torch.zeros(2, dtype=torch.float64)
-    if mesh.tensor_rank == 0:
-        for loss in losses:
-            total += torch.tensor([float(loss.sum), float(loss.num_tokens)], dtype=torch.float64)
-    total = total.to(mesh.device)
+    total = sum_losses(losses if mesh.tensor_rank == 0 else [], mesh.device)
     dist.all_reduce(total)
-    return StepTotals(float(total[0]), int(total[1]))
+    loss_sum, num_tokens = total.tolist()
+    return StepTotals(loss_sum, int(num_tokens))

@@ -71,7 +71,7 @@ def test_nothing_is_watched_with_a_timeout_of_0(data: Path, tmp_path: Path) -> N
     ("function", "call", "place", "layout"),
     [
         ("dropout_seed", 4, "step 4 (forward and backward)", "--parallel.pipeline=2"),
-        ("losses_finite", 3, "step 3 (telling all ranks of the step)", "--parallel.zero_stage=1"),
+        ("sum_losses", 3, "step 3 (telling all ranks of the step)", "--parallel.zero_stage=1"),
         ("_evaluate", 1, "step 3 (evaluating)", "--parallel.tensor=2"),
     ],
 )

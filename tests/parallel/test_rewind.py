@@ -38,20 +38,20 @@ def train_on_poison(arguments: list[str], poisoned: list[range], end: str = "", 
 
     `end`: the rank dies in step number `end_at` that it does ("step"), or while it goes back ("rewind").
     """
-    from megagpt.data.stream import BatchStream
     from megagpt.training import loop, rewind
+    from megagpt.training.read_ahead import ReadAhead
 
-    real_batches, real_losses, real_removal = BatchStream.micro_batches, loop.reduce_losses, rewind.remove_steps
+    real_take, real_totals, real_removal = ReadAhead.take, loop.total_loss, rewind.remove_steps
     first_samples: list[int] = []
 
-    def noted_batches(stream: BatchStream, batch: Any) -> Any:
+    def noted_take(reader: ReadAhead, batch: Any) -> Any:
         first_samples.append(batch.first_sample)
         if end == "step" and len(first_samples) == end_at:
             raise KeyboardInterrupt
-        return real_batches(stream, batch)
+        return real_take(reader, batch)
 
-    def poisoned_losses(losses: Any, mesh: Any) -> Any:
-        totals = real_losses(losses, mesh)
+    def poisoned_total(signs: Any, mesh: Any) -> Any:
+        totals = real_totals(signs, mesh)
         is_bad = any(first_samples[-1] + BATCH > bad.start and first_samples[-1] < bad.stop for bad in poisoned)
         return totals._replace(loss_sum=totals.loss_sum + 20 * totals.num_tokens) if is_bad else totals
 
@@ -60,8 +60,8 @@ def train_on_poison(arguments: list[str], poisoned: list[range], end: str = "", 
             raise KeyboardInterrupt
         real_removal(checkpoints, steps)
 
-    BatchStream.micro_batches = noted_batches  # type: ignore[method-assign]
-    loop.reduce_losses, rewind.remove_steps = poisoned_losses, killed_removal  # type: ignore[assignment]
+    ReadAhead.take = noted_take  # type: ignore[method-assign]
+    loop.total_loss, rewind.remove_steps = poisoned_total, killed_removal  # type: ignore[assignment]
     said = io.StringIO()
     try:
         run_prepared(prepare_small(arguments), Console(file=said, quiet=os.environ["RANK"] != "0", width=1000))

@@ -18,8 +18,8 @@ from megagpt.errors import TrainingError
 from megagpt.parallel.mesh import build_mesh
 from megagpt.training.build import build_engine
 from megagpt.training.policies import Policies
-from megagpt.training.signs import RankSigns, gather_signs
-from megagpt.training.totals import StepTotals, dropout_seed, losses_finite
+from megagpt.training.signs import OwnSigns, gather_signs
+from megagpt.training.totals import StepTotals, dropout_seed, sum_losses
 from tests.parallel.cases import micro_batches, small_plan
 from tests.parallel.harness import run_ranks
 from tests.parallel.runs import prepare_small, read_metrics, run_arguments, run_prepared
@@ -86,8 +86,8 @@ def some_steps(arguments: list[str], what: str, bad_rank: int) -> Seen:
         engine.reduce_model_parallel_gradients()
         if bad and what == "loss":
             losses = [losses[0]._replace(sum=torch.tensor(float("nan"))), *losses[1:]] if losses else losses
-        finite = losses_finite(losses), engine.local_gradients_finite()
-        fit = policies.may_update(gather_signs(RankSigns(*finite), mesh), step)
+        own = OwnSigns(sum_losses(losses, mesh.device), engine.local_gradients_finite())
+        fit = policies.may_update(gather_signs(own, mesh), step)
         update = engine.update(1e-3) if fit else engine.skip_update(1e-3)
         assert update.applied == (step != BAD)
         policies.end_step(step, StepTotals(1.0, 1), update)
@@ -227,8 +227,8 @@ def overflowing_norm() -> tuple[str, bool]:
         gradient = engine.gradient(engine.named_parameters[f"layers.{layer}.mlp.up.weight"])
         gradient.zero_().view(-1)[0] = 1.7e19
     policies = Policies(plan.config, FaultHistory(), Console(quiet=True))
-    signs = gather_signs(RankSigns(losses_finite(losses), engine.local_gradients_finite()), mesh)
-    assert policies.may_update(signs, 41)
+    own = OwnSigns(sum_losses(losses, mesh.device), engine.local_gradients_finite())
+    assert policies.may_update(gather_signs(own, mesh), 41)
     message = ""
     try:
         policies.end_step(41, StepTotals(1.0, 1), engine.update(1e-3))

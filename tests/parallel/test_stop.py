@@ -58,11 +58,11 @@ def train_with_signal(arguments: list[str], name: str, rank: int, call: int, num
 
 MOMENTS = {
     # function, which call of it, rank, signal; checkpoint that the session leaves (saves are due after steps 2, 4, 6)
-    "in a step after which nothing is due": ("losses_finite", 3, 1, signal.SIGUSR1, "step-00000003"),
-    "in a step after which a save is due": ("losses_finite", 4, 0, signal.SIGTERM, "step-00000004"),
+    "in a step after which nothing is due": ("sum_losses", 3, 1, signal.SIGUSR1, "step-00000003"),
+    "in a step after which a save is due": ("sum_losses", 4, 0, signal.SIGTERM, "step-00000004"),
     "in an evaluation": ("_evaluate", 1, 1, signal.SIGTERM, "step-00000004"),
     "in a save": ("take_snapshot", 1, 1, signal.SIGUSR1, "step-00000003"),
-    "in the first step": ("losses_finite", 1, 1, signal.SIGUSR1, "step-00000001"),
+    "in the first step": ("sum_losses", 1, 1, signal.SIGUSR1, "step-00000001"),
 }
 
 
@@ -93,7 +93,7 @@ def test_before_the_first_step_nothing_is_saved(data: Path, tmp_path: Path) -> N
 
 def test_in_the_last_step_the_run_is_complete(data: Path, unbroken: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(data, tmp_path / "data")
-    said = run_ranks(2, train_with_signal, run_arguments(folder), "losses_finite", 0, 6, int(signal.SIGTERM))
+    said = run_ranks(2, train_with_signal, run_arguments(folder), "sum_losses", 0, 6, int(signal.SIGTERM))
     assert "stopped" not in said[0]
     assert_equal_runs(folder, unbroken)
 

@@ -12,8 +12,8 @@ from megagpt.checkpoint import save
 from megagpt.checkpoint.save import save_checkpoint
 from megagpt.parallel.mesh import build_mesh
 from megagpt.training.build import build_engine
-from megagpt.training.signs import RankSigns, check_finite, gather_signs
-from megagpt.training.totals import dropout_seed, losses_finite
+from megagpt.training.signs import OwnSigns, check_finite, gather_signs
+from megagpt.training.totals import dropout_seed, sum_losses
 from tests.parallel.cases import micro_batches, small_plan
 from tests.parallel.harness import run_ranks
 from tests.parallel.runs import make_data, run_arguments
@@ -33,7 +33,8 @@ def poisoned_step(what: str, bad_rank: int, precision: str, zero_stage: int = 1)
         losses[0] = losses[0]._replace(sum=torch.tensor(float("nan")))
     message = ""
     try:
-        check_finite(gather_signs(RankSigns(losses_finite(losses), engine.local_gradients_finite()), mesh), 41)
+        own = OwnSigns(sum_losses(losses, mesh.device), engine.local_gradients_finite())
+        check_finite(gather_signs(own, mesh), 41)
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
     after = engine.model_state()
