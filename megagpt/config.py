@@ -160,6 +160,10 @@ class TrainSection(Section):
         default=False,
         description="with bf16: matrix products of the layers in float8 (GPUs of compute capability 8.9 or more)",
     )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile for what lies between matrix products, instead of the package's own kernels",
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         default="none",
         description="activations recomputed in the backward pass: none, attention (selective) or whole layers (full)",

@@ -1,12 +1,16 @@
 """Bias and GELU in one step: what follows the feed-forward layer's first matrix. Knows nothing of ranks.
 
-Plain formula, torch's own operations, our Triton kernel (one read and one write), and the one dispatch between them.
+Plain formula, torch's own operations, our Triton kernel (one read and one write), torch.compile's, and the one dispatch
+between them.
 """
 
+import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from megagpt.kernels.compiled import compiled
 from megagpt.kernels.gelu import gelu, reference_gelu
 from megagpt.kernels.triton_use import runs_triton
 
@@ -16,11 +20,22 @@ def reference_bias_gelu(values: Tensor, bias: Tensor, form: Literal["gelu_tanh",
     return reference_gelu(values + bias, form)
 
 
-def bias_gelu(values: Tensor, bias: Tensor, form: Literal["gelu_tanh", "gelu_erf"]) -> Tensor:
-    """GELU of values + bias; values [..., F], bias [F]. On CUDA the sum is not rounded before the GELU."""
+def bias_gelu(values: Tensor, bias: Tensor, form: Literal["gelu_tanh", "gelu_erf"], compiles: bool = False) -> Tensor:
+    """GELU of values + bias; values [..., F], bias [F]. With `compiles`, torch.compile of `_wide_form`."""
+    if compiles:
+        return compiled(_wide_form)(values, bias, form)
     if runs_triton(values):
         from megagpt.kernels.bias_gelu_triton import BiasGelu
 
-        output: Tensor = BiasGelu.apply(values, bias, form)
-        return output
+        return BiasGelu.apply(values, bias, form)
     return gelu(values + bias, form)
+
+
+def _wide_form(values: Tensor, bias: Tensor, form: Literal["gelu_tanh", "gelu_erf"]) -> Tensor:
+    """In float32 at least, without rounding the sum; 0.5 (1 + tanh u) = sigmoid(2 u), half of tanh's time on a CPU."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    shifted = values.to(wide) + bias.to(wide)
+    if form == "gelu_erf":
+        return gelu(shifted, form).to(values.dtype)
+    twice = 2 * math.sqrt(2 / math.pi)
+    return (shifted * torch.sigmoid(shifted * (twice + twice * 0.044715 * shifted * shifted))).to(values.dtype)

@@ -24,6 +24,11 @@ def dropout(values: Tensor, probability: float, seed: int | None) -> Tensor:
     """
     if seed is None or probability == 0.0:
         return values
+    # last: half precision would round the scale itself
+    return (values * keep_mask(values, probability, seed)).mul_(1.0 / (1.0 - probability))
+
+
+def keep_mask(values: Tensor, probability: float, seed: int) -> Tensor:
+    """1 where `dropout` keeps a value and 0 elsewhere, like `values` in shape, dtype and device."""
     generator = torch.Generator(values.device).manual_seed(seed)
-    keep = torch.empty_like(values).bernoulli_(1.0 - probability, generator=generator)
-    return (values * keep).mul_(1.0 / (1.0 - probability))  # last: half precision would round the scale itself
+    return torch.empty_like(values).bernoulli_(1.0 - probability, generator=generator)

@@ -1,7 +1,7 @@
 """What stands between two branches of a decoder layer: bias and dropout of the one, the residual sum, the next norm.
 
-Plain formula, torch's own operations, our Triton kernel (one read and one write of each row), and the one dispatch
-between them. Knows nothing of ranks: under sequence parallelism the rows are this rank's and so is the seed.
+Plain formula, torch's own operations, our Triton kernel (one read and one write of each row), torch.compile's, and the
+one dispatch between them. Knows nothing of ranks: under sequence parallelism rows and seed are this rank's.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from megagpt.kernels.dropout import dropout
+from megagpt.kernels.compiled import compiled
+from megagpt.kernels.dropout import dropout, keep_mask
 from megagpt.kernels.layer_norm import LayerNorm, reference_layer_norm
 from megagpt.kernels.triton_use import runs_triton
 
@@ -21,6 +22,7 @@ class Branch(NamedTuple):
     bias: Tensor  # [H]
     dropout: float = 0.0
     seed: int | None = None  # None: no dropout
+    compiles: bool = False  # torch.compile's code instead of our kernel
 
 
 def reference_add(residual: Tensor, branch: Branch) -> Tensor:
@@ -38,11 +40,12 @@ def reference_add_norm(
 
 def add_branch(residual: Tensor, branch: Branch) -> Tensor:
     """residual + dropout(output + bias), [..., H]."""
+    if branch.compiles:
+        return compiled(_add_region)(residual, branch.output, branch.bias, *_mask(branch))
     if runs_triton(residual):
         from megagpt.kernels.residual_norm_triton import AddNorm
 
-        summed: Tensor = AddNorm.apply(residual, *branch[:2], None, None, 0.0, *branch[2:])[0]
-        return summed
+        return AddNorm.apply(residual, branch.output, branch.bias, None, None, 0.0, branch.dropout, branch.seed)[0]
     return residual + dropout(branch.output + branch.bias, branch.dropout, branch.seed)
 
 
@@ -51,14 +54,45 @@ def add_norm(
 ) -> tuple[Tensor, Tensor]:
     """(new residual stream, its LayerNorm): residual + dropout(output + bias), then the norm over the last dim.
 
-    On the CPU torch's operations; the mask of dropout is then `kernels/dropout.py`'s, on CUDA the kernel's own.
+    The mask of dropout is that of `kernels/dropout.py`, but on CUDA without torch.compile the kernel's own.
     """
+    if branch.compiles:
+        return compiled(_add_norm_region)(
+            residual, branch.output, branch.bias, *_mask(branch), weight, norm_bias, epsilon
+        )
     if runs_triton(residual):
         from megagpt.kernels.residual_norm_triton import AddNorm
 
-        both: tuple[Tensor, Tensor] = AddNorm.apply(residual, *branch[:2], weight, norm_bias, epsilon, *branch[2:])
-        return both
+        return AddNorm.apply(
+            residual, branch.output, branch.bias, weight, norm_bias, epsilon, branch.dropout, branch.seed
+        )
     summed = add_branch(residual, branch)
+    return summed, F.layer_norm(summed, weight.shape, weight, norm_bias, epsilon)
+
+
+def _mask(branch: Branch) -> tuple[Tensor | None, float]:
+    """Which values dropout keeps, and the factor of what it keeps; drawn here, as a seed may not enter a region."""
+    if branch.seed is None or branch.dropout == 0.0:
+        return None, 1.0
+    return keep_mask(branch.output, branch.dropout, branch.seed), 1.0 / (1.0 - branch.dropout)
+
+
+def _add_region(residual: Tensor, output: Tensor, bias: Tensor, kept: Tensor | None, scale: float) -> Tensor:
+    added = output + bias
+    return residual + (added if kept is None else added * kept * scale)
+
+
+def _add_norm_region(
+    residual: Tensor,
+    output: Tensor,
+    bias: Tensor,
+    kept: Tensor | None,
+    scale: float,
+    weight: Tensor,
+    norm_bias: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    summed = _add_region(residual, output, bias, kept, scale)
     return summed, F.layer_norm(summed, weight.shape, weight, norm_bias, epsilon)
 
 

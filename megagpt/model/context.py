@@ -26,6 +26,7 @@ class StageBuild:
     recompute: str = "none"  # none, selective (attention core) or full (whole layers)
     recompute_every: int = 1  # with full: layers 0, n, 2n, …
     float8: bool = False  # matrix products of the layers in float8
+    compiles: bool = False  # in training, what lies between matrix products is torch.compile's code
 
     @property
     def sequence_parallel(self) -> bool:

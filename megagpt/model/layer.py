@@ -31,4 +31,5 @@ class DecoderLayer(nn.Module):
 
     def _branch(self, output: Tensor, bias: Tensor, context: LayerContext, site: int) -> Branch:
         seed = self.build.hidden_dropout_seed(context.dropout_seed)
-        return Branch(output, bias, self.build.spec.hidden_dropout, None if seed is None else mix(seed, site))
+        seed = None if seed is None else mix(seed, site)
+        return Branch(output, bias, self.build.spec.hidden_dropout, seed, self.build.compiles and self.training)

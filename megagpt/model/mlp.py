@@ -13,12 +13,13 @@ class MLP(nn.Module):
     def __init__(self, build: StageBuild) -> None:
         super().__init__()
         spec = build.spec
-        self.activation = spec.activation
+        self.activation, self.compiles = spec.activation, build.compiles
         self.up = column_linear(build, spec.hidden_size, spec.ffn_hidden_size, skip_bias_add=True)
         self.down = row_linear(build, spec.ffn_hidden_size, spec.hidden_size)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """[S, B, H] to [S, B, H] and the bias [H] that is still to be added. Reduces over the tensor group."""
         wide, bias = self.up(hidden)
-        output, output_bias = self.down(bias_gelu(wide, bias, self.activation))
+        activated = bias_gelu(wide, bias, self.activation, self.compiles and self.training)
+        output, output_bias = self.down(activated)
         return output, output_bias

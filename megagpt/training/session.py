@@ -11,6 +11,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megagpt.errors import MegagptError
+from megagpt.kernels.compiled import check_compile
 from megagpt.kernels.float8 import check_float8
 from megagpt.parallel.agree import on_every_rank
 from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
@@ -90,6 +91,8 @@ def _meet_and_train(
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context, timeout)
     if plan.config.train.fp8:
         check_float8(mesh.device)
+    if plan.config.train.compile:
+        check_compile(mesh.device)
     places = _gather_places(mesh)
     session.write_environment(places, torch.version.cuda)
     if data.verify_hashes and not is_alone:

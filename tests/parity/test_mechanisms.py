@@ -1,6 +1,6 @@
 """What the matrix leaves out is the same model too, in fp32.
 
-Offloading, unequal stages, recomputation, the batch's ramp and cut, documents kept apart.
+Offloading, unequal stages, recomputation, the batch's ramp and cut, documents kept apart, torch.compile.
 """
 
 import pytest
@@ -102,6 +102,12 @@ DOCUMENTS = {
     "ZeRO 3": Case(2, (ZERO_3,), separate_documents=True),
     "context 2, ZeRO 3": Case(4, (CONTEXT_2, ZERO_3), separate_documents=True),
 }
+COMPILE = "--train.compile=true"
+COMPILED = {
+    "tensor 2, recomputed": Case(2, (COMPILE, TENSOR_2, SEQUENCE, FULL)),
+    "pipeline 2, data 2": Case(4, (COMPILE, PIPELINE_2)),
+    "ZeRO 3": Case(2, (COMPILE, ZERO_3)),
+}
 ALL = {
     f"{kind}: {name}": case
     for kind, cases in (
@@ -112,6 +118,7 @@ ALL = {
         ("ramp", RAMPED),
         ("micro-batches", MICRO_BATCHES),
         ("documents apart", DOCUMENTS),
+        ("compiled", COMPILED),
     )
     for name, case in cases.items()
 }

@@ -42,10 +42,12 @@ def random_parameters(spec: ModelSpec, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def whole_chunk(spec: ModelSpec, mesh: Mesh, parameters: dict[str, Tensor], recompute: str = "none") -> GPTChunk:
+def whole_chunk(
+    spec: ModelSpec, mesh: Mesh, parameters: dict[str, Tensor], recompute: str = "none", compiles: bool = False
+) -> GPTChunk:
     """The whole model as one chunk in fp32 with these weights, in training mode."""
     mcore = make_mcore_config(spec, mesh, "fp32", sequence_parallel=False, virtual_stages=1)
-    build = StageBuild(spec, mesh, mcore, recompute)
+    build = StageBuild(spec, mesh, mcore, recompute, compiles=compiles)
     chunk = GPTChunk(build, StagePlan(0, 0, 0, spec.num_layers, has_embedding=True, has_head=True))
     with torch.no_grad():
         for name, parameter in chunk.named_parameters():

@@ -73,6 +73,12 @@ def test_dropout_in_attention_makes_no_matrix_of_scores():
     assert with_dropout.memory.most_by_part["activations"] == without.memory.most_by_part["activations"]
 
 
+def test_a_compiled_run_is_rehearsed_without_compiling():
+    plain, compiled = (rehearse(small_plan(*PIPELINE, f"--train.compile={word}"), 1) for word in ("false", "true"))
+    assert compiled.memory.most_by_part["activations"] == plain.memory.most_by_part["activations"]
+    assert compiled.collectives == plain.collectives
+
+
 def test_offloaded_state_is_in_host_memory():
     here = rehearse(small_plan("--parallel.zero_stage=3"))
     away = rehearse(small_plan("--parallel.zero_stage=3", "--parallel.offload_optimizer=cpu"))
