@@ -33,7 +33,7 @@ class StepRecord:
     tokens_per_second: float  # all ranks
     model_tflops: float  # model TFLOP/s of one device
     mfu: float | None  # share of the device's dense peak; None where the peak is not known
-    slowest_rank: int | None = None  # in this step; None where no other data rank does the same work
+    slowest_rank: int | None = None  # in this step (CUDA: the one before); None where no other does the same work
     slowest_ratio: float | None = None  # its own seconds over the median of the other data ranks of its stage
 
 
