@@ -80,6 +80,7 @@ def config_files() -> list[tuple[str, list[str]]]:
 def native_modules() -> list[Extension]:
     """The C++ modules of megagpt/native. Optional: without a compiler the same is done in Python, slower."""
     sources = {"_samples": ["megagpt/native/samples.cpp"], "_attention": ["megagpt/native/attention.cpp"]}
+    sources["_pointwise"] = ["megagpt/native/pointwise.cpp"]
     others = [path for files in sources.values() for path in files]
     found = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "megagpt/native").glob("*.cpp"))]
     sources["_encoder"] = [path for path in found if path not in others]

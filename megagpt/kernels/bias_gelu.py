@@ -1,7 +1,7 @@
 """Bias and GELU in one step: what follows the feed-forward layer's first matrix. Knows nothing of ranks.
 
-Plain formula, torch's own operations, our Triton kernel (one read and one write), torch.compile's, and the one dispatch
-between them.
+Plain formula, torch's own operations, our kernels for GPUs (Triton) and CPUs (C++), torch.compile's code, and the one
+dispatch between them.
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from megagpt.kernels.bias_gelu_native import native_bias_gelu, native_bias_gelu_fits
 from megagpt.kernels.compiled import compiled
 from megagpt.kernels.gelu import gelu, reference_gelu
 from megagpt.kernels.triton_use import runs_triton
@@ -28,6 +29,8 @@ def bias_gelu(values: Tensor, bias: Tensor, form: Literal["gelu_tanh", "gelu_erf
         from megagpt.kernels.bias_gelu_triton import BiasGelu
 
         return BiasGelu.apply(values, bias, form)
+    if native_bias_gelu_fits(values, bias, form):
+        return native_bias_gelu(values, bias)
     return gelu(values + bias, form)
 
 
