@@ -29,6 +29,7 @@ from megagpt.launch.slurm import SCRIPT, JobOptions, JobPlace, check_time_limit,
 from megagpt.plan import RunPlan
 from megagpt.plan_gpus import find_gpu
 from megagpt.plan_layout import describe_axes
+from megagpt.training.profile_options import settle_profile_words
 
 _NODE_GPUS = 8  # of a DGX or HGX
 _USAGE = """usage: megagpt launch COMMAND CONFIG [arguments] [--section.key VALUE ...]
@@ -206,7 +207,7 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.N
     own, config_arguments = split_arguments(argv)
     flags = [flag for action in parser._actions for flag in action.option_strings]
     config_arguments_help(parser)
-    options, unknown = parser.parse_known_args(own)
+    options, unknown = parser.parse_known_args(settle_profile_words(own))
     if unknown:
         wrong = [word for word in unknown if word.startswith("-")] or unknown
         raise ConfigError([unknown_argument(word, flags) for word in wrong])

@@ -76,7 +76,7 @@ class StepTracer:
         kind = _TIMED.get(name)
         if kind is None:
             return _Timer(_nothing, _nothing)
-        return _Timer(self._open, lambda: self._close(kind))
+        return _Timer(lambda: self._open(kind), lambda: self._close(kind))
 
     def measured(self, first: "StepTracer") -> StepTrace:
         """The step's passes; `first` is the first traced step of this rank. Waits for the device."""
@@ -88,7 +88,7 @@ class StepTracer:
     def _run_backward(self, event: Pass) -> None:
         self._current = event
 
-    def _open(self) -> None:
+    def _open(self, kind: str) -> None:
         self._current = None
         self._opened = self._now()
 

@@ -18,6 +18,13 @@ from megagpt.config_file import load_config
 from megagpt.errors import ConfigError, DataError, LostPeer, MegagptError, no_rights
 from megagpt.parallel.launcher import launched_local_rank, launched_rank, launched_world_size
 from megagpt.training.exit_status import COMPLETE, INTERRUPTED, RESTART, STOPPED, USER_ERROR
+from megagpt.training.profile_options import (
+    add_profile_options,
+    parse_profile,
+    profiled_steps,
+    settle_profile_words,
+    silence_profiler,
+)
 from megagpt.training.run_session import RunSession
 from megagpt.training.stop import StopSignals
 
@@ -32,14 +39,17 @@ def main(argv: list[str]) -> int:
     status = USER_ERROR
     try:
         own, config_arguments = split_arguments(argv)
-        options, unknown = _parser().parse_known_args([word for word in own if not word.startswith("--local_rank")])
+        words = settle_profile_words([word for word in own if not word.startswith("--local_rank")])
+        options, unknown = _parser().parse_known_args(words)
         if unknown:
             flags = [word for word in unknown if word.startswith("-")] or unknown
-            known = ["--resume", "--trace", "--allow-data-change", "--help"]
+            known = ["--resume", "--trace", "--profile", "--profile-ranks", "--allow-data-change", "--help"]
             raise ConfigError([unknown_argument(word, known) for word in flags])
         if options.resume is not None:
             config_arguments.append(f"--checkpoint.resume={options.resume}")
         loaded = load_config(options.config, config_arguments)
+        if (profile := parse_profile(options)) is not None:
+            silence_profiler()
 
         # signals are heard before anything slow: ranks that were asked to stop do so together
         with StopSignals() as stop, RunSession(Path(loaded.config.run.folder), console, rank) as session:
@@ -47,12 +57,17 @@ def main(argv: list[str]) -> int:
 
             session.take_lock()
             prepared = prepare_run(loaded, launched_world_size(), allow_data_change=options.allow_data_change)
+            profiled = profiled_steps(profile, prepared) if profile is not None else None
+            if profile is not None and profiled is None:
+                console.print(
+                    f"no profile: this session begins with step {prepared.first_step + 1}, after those of --profile"
+                )
             from megagpt.training.session import describe_start, run_training
 
             session.start(prepared)
             status = STOPPED
             describe_start(prepared, console)
-            run_training(prepared, console, session, stop, options.trace)
+            run_training(prepared, console, session, stop, options.trace, profiled)
     except LostPeer as lost:
         print(lost, file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -97,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="megagpt train",
         description="Trains a configuration. Start it under torchrun, srun or deepspeed for more than one rank.",
-        usage="megagpt train CONFIG [--resume auto|latest|never] [--allow-data-change] [--trace] "
-        "[--section.key VALUE ...]",
+        usage="megagpt train CONFIG [--resume auto|latest|never] [--allow-data-change] [--trace] [--profile [STEPS]] "
+        "[--profile-ranks RANKS] [--section.key VALUE ...]",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, or the name of a shipped one such as gpt3-base")
@@ -107,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write RUN/trace.json: what every rank did when in the session's second and third step",
     )
+    add_profile_options(parser)
     parser.add_argument(
         "--resume", metavar="POLICY", help="auto, latest or never: a short form of --checkpoint.resume POLICY"
     )

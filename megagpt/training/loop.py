@@ -11,6 +11,7 @@ from megagpt.training.evaluate import evaluate
 from megagpt.training.own_seconds import OwnSeconds
 from megagpt.training.policies import Policies
 from megagpt.training.prepare import PreparedRun
+from megagpt.training.profile_run import RunProfile
 from megagpt.training.progress import Phase, Progress
 from megagpt.training.read_ahead import ReadAhead
 from megagpt.training.recorder import Recorder
@@ -35,6 +36,7 @@ class TrainingRun:
     saver: Saver
     console: Console  # silent on other ranks than 0
     trace: RunTrace
+    profile: RunProfile
     stop: StopSignals
     progress: Progress
     policies: Policies
@@ -98,7 +100,8 @@ def _train_step(run: TrainingRun, reader: ReadAhead, step: int) -> tuple[StepTot
     progress.mark(Phase.PASSES)
     run.own_seconds.begin_passes()
     seed = dropout_seed(plan.config.run.seed, step, mesh.data_rank)
-    losses = engine.forward_backward(micro_batches, loss_weight, seed, run.trace.of_step(step))
+    tracer = run.trace.of_step(step) or run.profile.of_step(step)
+    losses = engine.forward_backward(micro_batches, loss_weight, seed, tracer)
     engine.reduce_model_parallel_gradients()
     sums, finite = sum_losses(losses, mesh.device), engine.local_gradients_finite()
     run.own_seconds.end_passes()
@@ -112,6 +115,7 @@ def _train_step(run: TrainingRun, reader: ReadAhead, step: int) -> tuple[StepTot
     update = engine.update(lr) if may_update else engine.skip_update(lr)
     totals = run.policies.end_step(step, total_loss(signs, mesh), update)
     run.recorder.end_step(step, totals, update, run.slow.slowest)
+    run.profile.end_step(step)
     run.trace.end_step(step)
     return totals, signs
 

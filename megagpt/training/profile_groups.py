@@ -50,6 +50,22 @@ _COPY_OPERATORS = frozenset(
         "new_zeros",
     }
 )
+# what computes nothing: another view of the same tensor, or memory for a new one
+_VIEW_OPERATORS = frozenset(
+    {"view", "_unsafe_view", "reshape", "_reshape_alias", "as_strided", "transpose", "t", "permute", "expand", "slice"}
+    | {"select", "squeeze", "unsqueeze", "detach", "detach_", "unbind", "split", "chunk", "narrow", "alias", "flatten"}
+    | {
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+        "resize_",
+        "expand_as",
+        "view_as",
+        "unflatten",
+        "lift_fresh",
+    }
+)
 # ranges that torch.compile opens around code of its own: only pointwise regions are compiled here
 _COMPILED = ("torch-compiled region", "compiledfxgraph", "compiledfunction", "## call")
 _COMMUNICATION_OPERATORS = ("c10d::", "gloo:", "nccl:", "record_param_comms", "ncclx:")
@@ -58,7 +74,7 @@ _COMMUNICATION_OPERATORS = ("c10d::", "gloo:", "nccl:", "record_param_comms", "n
 def operator_group(name: str) -> Group:
     """The group of an operator as it runs on the host, such as `aten::mm` or `c10d::allreduce_`.
 
-    Group.HOST for what only holds other operators: autograd's nodes, functions written in Python, annotations.
+    Group.HOST for what computes nothing itself: autograd's nodes, functions written in Python, annotations, views.
     """
     lower = name.lower()
     if lower.startswith(_COMMUNICATION_OPERATORS):
@@ -66,7 +82,7 @@ def operator_group(name: str) -> Group:
     if any(word in lower for word in _COMPILED):
         return Group.POINTWISE
     library, _, operator = lower.partition("::")
-    if not operator or library in ("autograd", "torch"):
+    if not operator or library in ("autograd", "torch") or operator in _VIEW_OPERATORS:
         return Group.HOST
     if any(word in operator for word in _ATTENTION_OPERATORS):
         return Group.ATTENTION

@@ -5,6 +5,7 @@ microsecond.
 """
 
 import time
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class Phase(Enum):
     UPDATE = "reducing gradients and updating"
     EVALUATE = "evaluating"
     SAVE = "saving a checkpoint"
+    PROFILE = "writing the profile"
     LEAVE = "leaving the other ranks"
 
 
@@ -46,6 +48,7 @@ class Progress:
     def __init__(self) -> None:
         self.newest = Mark(1, Phase.MEET, None, time.monotonic())
         self._seconds: dict[Phase, float] = {}
+        self.observer: Callable[[Phase, int | None], None] | None = None  # told of each mark once it is made
 
     def mark(self, phase: Phase, step: int | None = None) -> None:
         """A phase begins and the one before it ends. `step` counts from 1; None: still the same one."""
@@ -55,6 +58,8 @@ class Progress:
         else:
             self._seconds[before.phase] = self._seconds.get(before.phase, 0.0) + now - before.since
         self.newest = Mark(before.number + 1, phase, before.step if step is None else step, now)
+        if self.observer is not None:
+            self.observer(phase, step)
 
     def seconds(self, *phases: Phase) -> float:
         """Seconds that this step has spent in phases that are over."""

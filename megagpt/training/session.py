@@ -30,6 +30,8 @@ from megagpt.training.metrics import MetricsSink, open_sinks
 from megagpt.training.own_seconds import OwnSeconds
 from megagpt.training.policies import Policies
 from megagpt.training.prepare import PreparedRun
+from megagpt.training.profile_options import ProfiledSteps
+from megagpt.training.profile_run import RunProfile
 from megagpt.training.progress import Phase, Progress
 from megagpt.training.recorder import Recorder
 from megagpt.training.resume import describe_resume, resume_run
@@ -44,12 +46,18 @@ from megagpt.training.watchdog import Watchdog, WatchedRank, collective_timeout
 
 
 def run_training(
-    prepared: PreparedRun, console: Console, session: RunSession, stop: StopSignals, trace: bool = False
+    prepared: PreparedRun,
+    console: Console,
+    session: RunSession,
+    stop: StopSignals,
+    trace: bool = False,
+    profiled: ProfiledSteps | None = None,
 ) -> None:
     """Start the ranks, build the model, continue from the checkpoint if there is one, and train to the end.
 
     `stop`: listens already; all ranks save and end after the step in which it has heard a signal on one of them.
-    `trace`: write RUN/trace.json, what every rank did in two of the first steps. A rank that hangs ends the process.
+    `trace`: write RUN/trace.json, what every rank did in two of the first steps. `profiled`: write RUN/profile. A rank
+    that hangs ends the process.
     Raises LostPeer where another rank is gone, and what the loop raises.
     """
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")  # about packages that are optional, and renamings
@@ -66,7 +74,7 @@ def run_training(
     rank = WatchedRank(launched_rank(), launched_local_rank(), launched_world_size(), this_host())
     with Watchdog(progress, timeout, prepared.folder, rank, lambda reason: session.end(reason, RESTART)):
         try:
-            stopped = _meet_and_train(prepared, console, session, stop, trace, progress)
+            stopped = _meet_and_train(prepared, console, session, stop, progress, trace, profiled)
         except RuntimeError as error:
             if not is_lost_peer(error):
                 raise
@@ -80,7 +88,13 @@ def run_training(
 
 
 def _meet_and_train(
-    prepared: PreparedRun, console: Console, session: RunSession, stop: StopSignals, trace: bool, progress: Progress
+    prepared: PreparedRun,
+    console: Console,
+    session: RunSession,
+    stop: StopSignals,
+    progress: Progress,
+    trace: bool,
+    profiled: ProfiledSteps | None,
 ) -> Stopped | None:
     """From the meeting of the ranks until they part; returns what stopped training before its end."""
     plan, layout = prepared.plan, prepared.plan.layout
@@ -113,6 +127,7 @@ def _meet_and_train(
     recorder = Recorder(plan, sinks, peak, lambda trouble: _print_trouble(console, trouble), session.state)
     steps = traced_steps(first_step, plan.num_steps) if trace else range(0)
     run_trace = RunTrace(mesh, steps, prepared.folder / TRACE_FILE, console)
+    profile = RunProfile(plan, mesh, profiled, first_step, console, progress)
     settings = plan.config.checkpoint
     saver = Saver(prepared.checkpoints, settings, plan.checkpoint_bytes, mesh, console)
     try:
@@ -121,13 +136,26 @@ def _meet_and_train(
         slow = SlowRanks(layout, hosts, ratio, lambda line: _print_trouble(console, line))
         own_seconds = OwnSeconds(progress, mesh.device)
         run = TrainingRun(
-            prepared, mesh, engine, recorder, saver, console, run_trace, stop, progress, policies, slow, own_seconds
+            prepared,
+            mesh,
+            engine,
+            recorder,
+            saver,
+            console,
+            run_trace,
+            profile,
+            stop,
+            progress,
+            policies,
+            slow,
+            own_seconds,
         )
         stopped = train(run, first_step)
     except MegagptError:  # as on every rank: what is being saved is of use
         saver.settle()
         raise
     finally:
+        profile.close()
         recorder.close()
     progress.mark(Phase.LEAVE)
     destroy_mesh()

@@ -13,6 +13,7 @@ from megagpt.data.builder import build_dataset
 from megagpt.tokenizer import load_tokenizer
 from megagpt.tokenizer.train import TokenizerSettings, train_sentencepiece
 from megagpt.training.prepare import PreparedRun, prepare_run
+from megagpt.training.profile_options import ProfiledSteps
 from megagpt.training.run_session import RunSession
 from megagpt.training.stop import StopSignals
 
@@ -71,7 +72,11 @@ def train_rank(arguments: list[str], allow_data_change: bool = False) -> None:
 
 
 def run_prepared(
-    prepared: PreparedRun, console: Console, trace: bool = False, signals: StopSignals | None = None
+    prepared: PreparedRun,
+    console: Console,
+    trace: bool = False,
+    signals: StopSignals | None = None,
+    profiled: ProfiledSteps | None = None,
 ) -> None:
     """One rank's session of a prepared run, with its record in the run folder."""
     from megagpt.training.session import run_training
@@ -79,7 +84,7 @@ def run_prepared(
     rank = int(os.environ.get("RANK", "0"))
     with signals or StopSignals() as stop, RunSession(prepared.folder, console, rank) as session:
         session.start(prepared)
-        run_training(prepared, console, session, stop, trace)
+        run_training(prepared, console, session, stop, trace, profiled)
 
 
 def train_rank_aloud(arguments: list[str]) -> str:

@@ -108,6 +108,12 @@ def test_a_dry_run_prints_a_line_that_a_shell_reads_back(data: Path, capsys: pyt
     words = shlex.split(capsys.readouterr().out)
     kept = ["--trace", "--allow-data-change", "--resume", "auto"]
     assert words[words.index("megagpt.launch.rank") + 1 :] == [str(data / "run.toml"), *kept, *run_arguments(data)]
+    profiled = ["--profile=2-3", "--profile-ranks=all", "--resume", "auto"]
+    assert launch(data, "torchrun", "--profile", "2-3", "--profile-ranks", "all", "--resume", "auto") == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words[words.index("megagpt.launch.rank") + 1 :] == [str(data / "run.toml"), *profiled, *run_arguments(data)]
+    assert launch(data, "torchrun", "--profile", "7") == 2
+    assert "--profile 7: this run trains steps 1 to 6; name some of them" in capsys.readouterr().err
     assert launch(data, "torchrun", "--resume", "newest") == 2
     assert 'checkpoint.resume = "newest" (command line)' in capsys.readouterr().err
     assert launch(data, "deepspeed", "--ranks", "2") == 0

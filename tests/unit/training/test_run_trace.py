@@ -136,7 +136,7 @@ def test_the_flag_reaches_the_session(flags, monkeypatch):
     monkeypatch.setattr("megagpt.training.prepare.prepare_run", lambda *arguments, **options: None)
     monkeypatch.setattr("megagpt.training.session.describe_start", lambda prepared, console: None)
     monkeypatch.setattr("megagpt.training.run_session.RunSession.start", lambda session, prepared: None)
-    monkeypatch.setattr("megagpt.training.session.run_training", lambda *arguments: seen.append(arguments[-1]))
+    monkeypatch.setattr("megagpt.training.session.run_training", lambda *arguments: seen.append(arguments[-2]))
     assert cli.main(["gpt3-base", *flags]) == 0
     assert seen == [bool(flags)]
 
