@@ -191,6 +191,8 @@ def _pointwise(plan: RunPlan, profiles: Sequence[RankProfile]) -> Finding | None
     what = f"Operators that only pass over memory (norms, GELU, dropout, softmax, sums) take {share:.0%} of the step"
     what += _costliest(profiles, Group.POINTWISE)
     spec, to_try = plan.spec, []
+    if not plan.config.train.compile:
+        to_try.append("train.compile = true, which fuses more of them on some machines")
     if spec.hidden_dropout > 0 or spec.attention_dropout > 0:
         to_try.append(
             f"no dropout (model.hidden_dropout {spec.hidden_dropout:g}, model.attention_dropout "

@@ -132,6 +132,7 @@ def test_pointwise_copies_and_what_has_no_name() -> None:
     finding = only(profiles, "Operators that only pass over memory", dropout)
     assert finding.what.endswith("take 30% of the step; the costliest: gelu [2, 4] (20.0%)")
     assert finding.to_try == (
+        "train.compile = true, which fuses more of them on some machines",
         "no dropout (model.hidden_dropout 0.1, model.attention_dropout 0), if the run sees its data once",
     )
     assert only(profiles, "Copies, casts and fills take 30%").to_try == ()

@@ -78,6 +78,7 @@ def test_the_operator_decides_where_the_kernel_does_not() -> None:
         ("aten::as_strided", Group.HOST),
         ("aten::empty_like", Group.HOST),
         ("megagpt::cpu_attention", Group.ATTENTION),
+        ("megagpt::cpu_bias_gelu_backward", Group.POINTWISE),
         ("LinearWithGradAccumulationAndAsyncCommunication", Group.HOST),
         ("megagpt::adamw_step", Group.OPTIMIZER),
         ("flash_attn::_flash_attn_forward", Group.ATTENTION),
