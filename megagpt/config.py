@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from megagpt.config_text import wanted
-from megagpt.config_types import Split, StageLayers, Tokens
+from megagpt.config_types import AttentionBackend, Split, StageLayers, Tokens
 
 
 class Section(BaseModel):
@@ -163,6 +163,10 @@ class TrainSection(Section):
     compile: bool = Field(
         default=False,
         description="torch.compile for what lies between matrix products, instead of the package's own kernels",
+    )
+    attention_backend: AttentionBackend = Field(
+        default="auto",
+        description="what computes attention; auto: by device, documents and precision (docs/training.md)",
     )
     recompute: Literal["none", "selective", "full"] = Field(
         default="none",

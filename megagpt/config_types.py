@@ -5,9 +5,24 @@ In: what TOML or the command line gave. Out: the value, or ValueError with what 
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
+
+# what each of them is: kernels/attention_names.py
+AttentionBackend = Literal[
+    "auto",
+    "native",
+    "sdpa",
+    "sdpa_flash",
+    "sdpa_cudnn",
+    "sdpa_efficient",
+    "varlen",
+    "flex",
+    "flash_attn",
+    "transformer_engine",
+    "triton",
+]
 
 _TOKEN_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 

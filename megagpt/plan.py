@@ -26,7 +26,7 @@ from megagpt.plan_checks import (
 )
 from megagpt.plan_checks_batch import check_batches
 from megagpt.plan_checks_data import check_data
-from megagpt.plan_checks_layout import check_context, check_fp8, check_offload, check_zero
+from megagpt.plan_checks_layout import check_attention, check_context, check_fp8, check_offload, check_zero
 from megagpt.plan_elastic import nearest_plan
 from megagpt.plan_layout import Layout, StagePlan, balanced_layers, make_layout
 from megagpt.plan_memory import GIB, GpuMemory, estimate_memory, rank_parameters
@@ -144,6 +144,7 @@ def _plan_as_configured(
         *check_model(loaded),
         *check_tensor(loaded, vocab_size),
         *check_context(loaded),
+        *check_attention(loaded),
         *check_pipeline(loaded),
         *world_problems,
         *check_zero(loaded),

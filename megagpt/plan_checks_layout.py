@@ -1,10 +1,11 @@
-"""Which mechanisms of parallelism work together: context ranks, ZeRO stages, offloading. `plan_checks.py`: the sizes.
+"""Which mechanisms of parallelism work together: context, attention, ZeRO, offloading. `plan_checks.py`: the sizes.
 
 In: a LoadedConfig. Out: problems as text, each with the reason and values that work.
 """
 
 from megagpt.config_file import LoadedConfig
 from megagpt.config_text import any_of
+from megagpt.kernels.attention_names import ABILITIES, abilities
 from megagpt.plan_checks import closest, divisors, ffn_size
 
 _FLOAT8_MULTIPLE = 16  # kernels/float8.py, which imports torch
@@ -35,6 +36,23 @@ def check_context(loaded: LoadedConfig) -> list[str]:
         with_tensor = f" times {loaded.describe('parallel.tensor')} with sequence parallelism" if shards > 1 else ""
         problems.append(f"{here}{with_tensor} does not divide {loaded.describe('model.sequence_length')}; use {values}")
     return problems
+
+
+def check_attention(loaded: LoadedConfig) -> list[str]:
+    """What computes attention can do what the run asks of it. Whether it is installed, the run finds when it starts."""
+    train, model = loaded.config.train, loaded.config.model
+    if train.attention_backend == "auto":
+        return []
+    asked = {
+        "train.precision": train.precision == "fp32",
+        "model.attention_dropout": model.attention_dropout > 0.0,
+        "data.separate_documents": loaded.config.data.separate_documents,
+    }
+    can = ABILITIES[train.attention_backend]
+    cannot = [key for (key, is_asked), able in zip(asked.items(), can[:3], strict=True) if is_asked and not able]
+    values = any_of(["auto", *abilities(*asked.values())])
+    here = loaded.describe("train.attention_backend")
+    return [f"{here} does not work with {loaded.describe(key)}; use {values}" for key in cannot]
 
 
 def check_zero(loaded: LoadedConfig) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megagpt.kernels.attention import attention
+from megagpt.kernels.attention_packing import split_projection
 from megagpt.kernels.dropout import mix
 from megagpt.model.context import LayerCache, LayerContext, StageBuild
 from megagpt.model.linear import column_linear, row_linear
@@ -46,11 +47,13 @@ class SelfAttention(nn.Module):
     def _attend(self, heads: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
         """[S_whole, B, N_here, 3 * D] to [S_whole, B, N_here, D]."""
         spec, mesh = self.build.spec, self.build.mesh
-        query, key, value = heads.unflatten(-1, (3, spec.head_dim)).permute(3, 1, 2, 0, 4)  # [B, N_here, S_whole, D]
+        query, key, value = split_projection(heads, spec.head_dim)  # [B, N_here, S_whole, D]
         if cache is not None:
             key, value = cache.append(key, value)
         seed = context.dropout_seed
         if seed is not None:  # every tensor and context rank holds other heads, so other masks
             seed = mix(seed, 1_000 + mesh.tensor_rank * mesh.context_size + mesh.context_rank)
-        mixed = attention(query, key, value, context.mask, spec.attention_dropout, seed)
+        mixed = attention(
+            query, key, value, context.documents, spec.attention_dropout, seed, self.build.attention_backend
+        )
         return mixed.permute(2, 0, 1, 3)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from megagpt.kernels.attention_documents import PackedDocuments
 from megagpt.kernels.dropout import mix
 from megagpt.model.spec import ModelSpec
 from megagpt.parallel.mcore_config import McoreConfig
@@ -27,6 +28,7 @@ class StageBuild:
     recompute_every: int = 1  # with full: layers 0, n, 2n, …
     float8: bool = False  # matrix products of the layers in float8
     compiles: bool = False  # in training, what lies between matrix products is torch.compile's code
+    attention_backend: str = "auto"  # or a name of kernels/attention_names.py
 
     @property
     def sequence_parallel(self) -> bool:
@@ -49,7 +51,7 @@ class StageBuild:
 class LayerContext(NamedTuple):
     """What one forward pass of one micro-batch tells every layer."""
 
-    mask: Tensor | None = None  # [B, 1, S, S] bool where documents are kept apart; None: causal
+    documents: PackedDocuments | None = None  # kept apart; None: causal
     dropout_seed: int | None = None  # None: no dropout
 
 

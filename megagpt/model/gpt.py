@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megagpt.data.batch import Batch
-from megagpt.kernels.attention import document_mask
+from megagpt.kernels.attention_documents import PackedDocuments
 from megagpt.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megagpt.kernels.dropout import mix
 from megagpt.kernels.layer_norm import LayerNorm
@@ -43,8 +43,8 @@ class GPTChunk(nn.Module):
         Returns hidden states [S, B, H] for the next chunk, or on the chunk with the head the loss of each token in
         nats, [B, S] float32, unmasked. `dropout_seed` None means no dropout.
         """
-        mask = None if batch.documents is None else document_mask(batch.documents)
-        context = LayerContext(mask, dropout_seed)
+        documents = None if batch.documents is None else PackedDocuments(batch.documents)
+        context = LayerContext(documents, dropout_seed)
         hidden = self._decode(batch.tokens, batch.positions, hidden, context, None)
         if not self.stage.has_head:
             return hidden

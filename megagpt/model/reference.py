@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from megagpt.data.batch import Batch
-from megagpt.kernels.attention import document_mask, reference_attention
+from megagpt.kernels.attention import reference_attention
+from megagpt.kernels.attention_documents import document_mask
 from megagpt.kernels.cross_entropy import reference_cross_entropy
 from megagpt.kernels.gelu import reference_gelu
 from megagpt.kernels.layer_norm import reference_layer_norm

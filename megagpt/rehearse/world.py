@@ -18,10 +18,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megagpt.kernels import cross_entropy
+from megagpt.model import attention as model_attention
 from megagpt.parallel.cpu import patch_deepspeed_for_cpu
 from megagpt.parallel.engine import StageModule
 from megagpt.parallel.mesh import Mesh, build_mesh, destroy_mesh
@@ -60,7 +60,6 @@ def fake_tensors() -> Iterator[None]:
             stack.enter_context(_restored(importlib.import_module(name)))
         for stand_in in _stand_ins():
             stack.enter_context(stand_in)
-        stack.enter_context(_FlashDropout())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
 
@@ -73,22 +72,19 @@ def _stand_ins() -> list[Any]:
         mock.patch.object(StageModule, "to", lambda module, device: module),
         # ZeRO 3 compares its order of modules with rank 0's, of which a made-up rank 0 sends nothing
         mock.patch.object(coordinator, "assert_ints_same_as_other_ranks"),
+        # kernels that no CPU has
+        mock.patch.object(model_attention, "attention", _attention),
         # the cross-entropy works through its rows in blocks, which are larger on a GPU
         mock.patch.dict(cross_entropy._BLOCK_VALUES, cpu=cross_entropy._BLOCK_VALUES["cuda"]),
     ]
 
 
-class _FlashDropout(TorchFunctionMode):
-    """Attention with dropout as the GPU's kernel does it: without an S x S matrix, which torch's CPU form has.
+def _attention(query: Tensor, key: Tensor, value: Tensor, *options: Any) -> Tensor:
+    """Attention as a GPU's kernels do it: nothing of S x S, neither scores, nor dropout's mask, nor the documents'.
 
-    Without values, dropout changes no shape, so it is left out.
+    Without values, dropout and documents change no shape, so they are left out.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Tensor:
-        options = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
-            options["dropout_p"] = 0.0
-        return func(*args, **options)
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 @contextmanager

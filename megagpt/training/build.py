@@ -34,7 +34,16 @@ def make_rank_mcore_config(plan: RunPlan, mesh: Mesh) -> McoreConfig:
 def build_chunks(plan: RunPlan, mesh: Mesh, mcore: McoreConfig) -> list[nn.Module]:
     """The model chunks of this rank, initialised from the run's seed."""
     train = plan.config.train
-    build = StageBuild(plan.spec, mesh, mcore, train.recompute, train.recompute_every, train.fp8, train.compile)
+    build = StageBuild(
+        plan.spec,
+        mesh,
+        mcore,
+        train.recompute,
+        train.recompute_every,
+        train.fp8,
+        train.compile,
+        train.attention_backend,
+    )
     chunks: list[nn.Module] = []
     for stage in plan.layout.chunks(mesh.pipeline_rank):
         chunk = GPTChunk(build, stage)

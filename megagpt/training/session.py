@@ -11,6 +11,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megagpt.errors import MegagptError
+from megagpt.kernels.attention_backends import check_backend
 from megagpt.kernels.compiled import check_compile
 from megagpt.kernels.float8 import check_float8
 from megagpt.parallel.agree import on_every_rank
@@ -112,6 +113,7 @@ def _meet_and_train(
     if data.verify_hashes and not is_alone:
         console.print(verify_together(data, mesh, progress), highlight=False, markup=False, soft_wrap=True)
     progress.mark(Phase.BUILD)
+    check_backend(plan.config.train.attention_backend, mesh.device)
     engine = build_engine(plan, mesh)
     progress.mark(Phase.LOAD)
     prepared = resume_run(prepared, engine, console)

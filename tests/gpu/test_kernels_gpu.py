@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megagpt.kernels.attention import attention, document_mask, reference_attention
 from megagpt.kernels.cross_entropy import reference_cross_entropy, vocab_parallel_cross_entropy
 from megagpt.kernels.dropout import dropout
 from megagpt.kernels.gelu import gelu, reference_gelu
@@ -38,37 +37,6 @@ def check(fused, plain, inputs: list[torch.Tensor], dtype: torch.dtype) -> None:
     for one, other in pairs:
         difference = (one.double().cpu() - other).abs().max() / other.abs().max().clamp(min=1)
         assert float(difference) < BOUND[dtype]
-
-
-@DTYPES
-@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (257, 257), (1, 100), (5, 100)])
-def test_attention(dtype, queries, keys):
-    inputs = [randn(1, 2, 4, queries, 64), randn(2, 2, 4, keys, 64), randn(3, 2, 4, keys, 64)]
-    check(lambda q, k, v: attention(q, k, v, None, 0.0, None), reference_attention, inputs, dtype)
-
-
-@DTYPES
-def test_attention_of_documents_kept_apart(dtype):
-    documents = (randn(4, 2, 128) > 1).cumsum(1).to(torch.int32)
-    masks = document_mask(documents), document_mask(documents.cuda())
-    inputs = [randn(seed, 2, 4, 128, 64) for seed in (1, 2, 3)]
-    check(
-        lambda q, k, v: attention(q, k, v, masks[1], 0.0, None),
-        lambda q, k, v: reference_attention(q, k, v, masks[0]),
-        inputs,
-        dtype,
-    )
-
-
-@DTYPES
-def test_attention_dropout_repeats_by_its_seed(dtype):
-    inputs = [randn(seed, 2, 4, 128, 64).to("cuda", dtype) for seed in (1, 2, 3)]
-    state = torch.cuda.get_rng_state()
-    first = attention(*inputs, None, 0.3, 11)
-    assert torch.equal(torch.cuda.get_rng_state(), state), "the default generator must not move"
-    torch.cuda.manual_seed(5)
-    assert torch.equal(attention(*inputs, None, 0.3, 11), first)
-    assert not torch.equal(attention(*inputs, None, 0.3, 12), first)
 
 
 @DTYPES

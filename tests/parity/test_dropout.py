@@ -94,12 +94,14 @@ def drawn_masks(num_ranks: int, arguments: list[str]) -> dict[str, list[Tensor]]
         masks["hidden"].append(kept)
         return dropped
 
-    def seen_attend(query: Tensor, key: Tensor, value: Tensor, mask: Any, probability: float, seed: int) -> Tensor:
+    def seen_attend(
+        query: Tensor, key: Tensor, value: Tensor, mask: Any, probability: float, seed: int, backend: str
+    ) -> Tensor:
         # attention over one-hot values gives the probabilities themselves; the mask follows from the seed alone
         one_hot = torch.eye(key.shape[2]).expand(*key.shape[:2], -1, -1)
         whole = attend(query, key, one_hot, mask, 0.0, None).detach()
         dropped = attend(query, key, one_hot, mask, probability, seed).detach()
-        mixed = attend(query, key, value, mask, probability, seed)
+        mixed = attend(query, key, value, mask, probability, seed, backend)
         torch.testing.assert_close(mixed, dropped @ value)
         kept = dropped != 0
         torch.testing.assert_close(dropped, whole * kept / (1 - PROBABILITY))

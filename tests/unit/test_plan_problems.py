@@ -235,6 +235,22 @@ ONE_PROBLEM = [
         "30 (command line) keeps checkpoints of at most 60 steps ago, and going back needs 102 (faults.rewind_steps = "
         "100 (default), faults.spike_patience_steps = 3 (default)); use checkpoint.keep of at least 5",
     ),
+    (
+        ("--train.attention_backend=varlen", "--model.attention_dropout=0.1"),
+        'train.attention_backend = "varlen" (command line) does not work with model.attention_dropout = 0.1 (command '
+        "line); use auto, sdpa, sdpa_flash, sdpa_cudnn, sdpa_efficient, flash_attn or triton",
+    ),
+    (
+        ("--train.attention_backend=sdpa_cudnn", "--data.separate_documents=true"),
+        'train.attention_backend = "sdpa_cudnn" (command line) does not work with data.separate_documents = true '
+        "(command line); use auto, native, sdpa, sdpa_efficient, varlen, flex, flash_attn, transformer_engine or "
+        "triton",
+    ),
+    (
+        ("--train.attention_backend=flash_attn", "--train.precision=fp32"),
+        'train.attention_backend = "flash_attn" (command line) does not work with train.precision = "fp32" (command '
+        "line); use auto, native, sdpa, sdpa_efficient, flex or triton",
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 _PROGRAM = """
@@ -17,7 +18,8 @@ from triton.compiler import ASTSource
 sizes = []
 for case in json.load(sys.stdin):
     kernel = getattr(importlib.import_module(case["module"]), case["kernel"])
-    source = ASTSource(kernel, case["signature"], constexprs=case["constexprs"])
+    multiples = {(place,): [["tt.divisibility", 16]] for place in case["multiples_of_16"]}
+    source = ASTSource(kernel, case["signature"], constexprs=case["constexprs"], attrs=multiples)
     made = triton.compile(source, target=GPUTarget("cuda", case["capability"], 32), options=case["options"])
     sizes.append({"cubin_bytes": len(made.asm["cubin"]), "shared_bytes": made.metadata.shared})
 print(json.dumps(sizes))
@@ -32,8 +34,12 @@ def case(
     capability: int,
     num_warps: int = 4,
     num_stages: int = 2,
+    multiples_of_16: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """One kernel to compile. `signature`: "*bf16", "i32", "fp32" … or "constexpr" of every argument, in order."""
+    """One kernel to compile. `signature`: "*bf16", "i32", "fp32" … or "constexpr" of every argument, in order.
+
+    `multiples_of_16`: addresses and sizes that are such at run time, where Triton looks; it prefetches only those.
+    """
     options = {"num_warps": num_warps, "num_stages": num_stages}
     return {
         "module": module,
@@ -42,6 +48,7 @@ def case(
         "constexprs": constexprs,
         "capability": capability,
         "options": options,
+        "multiples_of_16": [place for place, name in enumerate(signature) if name in multiples_of_16],
     }
 
 

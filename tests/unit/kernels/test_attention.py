@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megagpt.kernels.attention import attention, causal_mask, document_mask, reference_attention
+from megagpt.kernels.attention import attention, reference_attention
+from megagpt.kernels.attention_documents import PackedDocuments, causal_mask, document_mask
+from tests.unit.kernels.attention_inputs import random_documents as documents_of
 
 # float64, values of order 1: measured worst over 200 random shapes 1.4e-15 forward and 3.2e-15 backward
 TOLERANCE = 1e-13
@@ -50,12 +52,18 @@ def test_both_forms_equal_the_formula(attend):
     torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("attend", [reference_attention, lambda q, k, v, mask: attention(q, k, v, mask, 0.0, None)])
+@pytest.mark.parametrize(
+    "attend",
+    [
+        lambda q, k, v, documents: reference_attention(q, k, v, document_mask(documents)),
+        lambda q, k, v, documents: attention(q, k, v, PackedDocuments(documents), 0.0, None),
+    ],
+)
 def test_documents_are_kept_apart(attend):
     query, key, value = random_inputs(1, 2, 2, 9, 9, 4)
     documents = random_documents(3, 2, 9)
     assert documents.max() > 1
-    found = attend(query, key, value, document_mask(documents))
+    found = attend(query, key, value, documents)
     wanted = by_hand(
         query.detach(), key.detach(), value.detach(), lambda b, q, k: k <= q and documents[b, q] == documents[b, k]
     )
@@ -70,13 +78,16 @@ def test_documents_are_kept_apart(attend):
     queries=st.integers(1, 17),
     earlier=st.sampled_from([0, 0, 1, 5, 30]),
     width=st.integers(1, 9),
-    apart=st.booleans(),
+    mean=st.sampled_from([None, 1, 3, 80]),
 )
-def test_fused_equals_reference_forward_and_backward(seed, batch, heads, queries, earlier, width, apart):
-    """Any shape, also the decoding shapes with keys from a cache, which stand before the queries."""
+def test_fused_equals_reference_forward_and_backward(seed, batch, heads, queries, earlier, width, mean):
+    """Any shape: documents over several pieces, and decoding with keys from a cache, which stand before the queries."""
+    queries, earlier = (queries, earlier) if mean is None else (queries * 13, 0)
     inputs = random_inputs(seed, batch, heads, queries, queries + earlier, width)
-    mask = document_mask(random_documents(seed, batch, queries + earlier))[:, :, earlier:] if apart else None
-    fused, plain = attention(*inputs, mask, 0.0, None), reference_attention(*inputs, mask)
+    numbers = None if mean is None else documents_of(seed, batch, queries, mean)
+    packed = None if numbers is None else PackedDocuments(numbers)
+    mask = None if numbers is None else document_mask(numbers)
+    fused, plain = attention(*inputs, packed, 0.0, None), reference_attention(*inputs, mask)
     torch.testing.assert_close(fused, plain, rtol=0, atol=TOLERANCE)
     weight = torch.randn(fused.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     gradients = torch.autograd.grad((fused * weight).sum(), inputs)

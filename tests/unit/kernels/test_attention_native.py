@@ -82,11 +82,11 @@ def test_threads_share_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_dispatch_uses_it_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def noted(*heads: Tensor) -> Tensor:
+    def noted(*heads: Tensor | None) -> Tensor:
         calls.append(heads[0].shape)
         return native_attention(*heads)
 
-    monkeypatch.setattr("megagpt.kernels.attention.native_attention", noted)
+    monkeypatch.setattr("megagpt.kernels.attention_backends.native_attention", noted)
     for length in (64, 100):
         query, key, value = torch.randn(3, 1, 2, length, 64)
         out = attention(query, key, value, None, 0.0, None)
