@@ -2,8 +2,8 @@
 # Everything that waits for a GPU, with one command: bash benchmarks/gpu.sh [--folder FOLDER] [PIECE ...]
 #
 # Pieces, in their order: tests, attention, head, optimizer, ceiling, then each size of the family (such as gpt3-2.7b), its
-# fp8 run (gpt3-2.7b-fp8), its peers (gpt3-2.7b-nanogpt, gpt3-2.7b-huggingface), and the loss curves (curve-bf16,
-# curve-fp8, curve-seed). All of them without a name; `list` prints them. Each ends within 10 minutes
+# fp8 run (gpt3-2.7b-fp8), the same with train.compile (gpt3-2.7b-compile), its peers (gpt3-2.7b-nanogpt,
+# gpt3-2.7b-huggingface), and the loss curves (curve-bf16, curve-fp8, curve-seed). All of them without a name; `list` prints them. Each ends within 10 minutes
 # (PIECE_SECONDS=N: others) and writes what it found at once, so that pieces can be run one at a time, also on different
 # days: give the same folder. What is done is not done again; remove FOLDER/PIECE.done, or its lines of raw.jsonl.
 # SMALL=1 runs all on any machine in a small form, to see that it works.
@@ -25,6 +25,7 @@ small=()
 pieces=(tests attention head optimizer ceiling
     gpt3-1.3b gpt3-2.7b gpt3-1.3b-fp8 gpt3-2.7b-fp8
     gpt3-1.3b-nanogpt gpt3-1.3b-huggingface gpt3-2.7b-nanogpt gpt3-2.7b-huggingface
+    gpt3-1.3b-compile gpt3-2.7b-compile gpt3-base-compile gpt3-large-compile
     gpt3-base gpt3-base-nanogpt gpt3-base-huggingface gpt3-large gpt3-large-nanogpt gpt3-large-huggingface
     curve-bf16 curve-fp8 curve-seed gpt3-13b gpt3-13b-fp8)
 if [ "${1:-}" = list ]; then
@@ -58,8 +59,8 @@ for piece in "${pieces[@]}"; do
         run "$python" "benchmarks/gpu_$piece.py" "${small[@]}" --output "$folder/gpu-$piece.json"
         ;;
     *)
-        run "$python" benchmarks/gpu_train.py "$piece" --folder "$folder" --data "${SUITE_DATA:-data/gpu-suite}" --seconds "$((seconds - 15))" \
-            "${small[@]}"
+        run "$python" benchmarks/gpu_train.py "$piece" --folder "$folder" --data "${SUITE_DATA:-data/gpu-suite}" \
+            --seconds "$((seconds - 15))" "${small[@]}"
         ;;
     esac || failed+=("$piece")
 done

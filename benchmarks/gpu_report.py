@@ -86,8 +86,8 @@ def ceiling_tflops(lines: list[dict[str, Any]], precision: str = "bf16") -> floa
 
 
 def best(rows: list[Row], size: str, name: str) -> Row | None:
-    """The micro-batch with the most tokens a second."""
-    found = [row for row in rows if (row.size, row.name) == (size, name)]
+    """The run with the most tokens a second of those whose name begins so, over micro-batches and settings."""
+    found = [row for row in rows if row.size == size and row.name.startswith(name) and "layers" not in row.name]
     return max(found, key=lambda row: row.tokens_per_second, default=None)
 
 

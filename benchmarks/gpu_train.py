@@ -39,6 +39,7 @@ from machine import commit, machine, versions
 
 WORKER = Path(__file__).with_name("gpu_worker.py")
 CURVES = {"curve-bf16": (), "curve-fp8": ("--train.fp8=true",), "curve-seed": ("--run.seed=4321",)}
+OURS = {"": (), "fp8": ("--train.fp8=true",), "compile": ("--train.compile=true",)}
 LEAST_SECONDS = 60  # no run is started with less left
 _SMALL = """\
 [model]
@@ -69,7 +70,9 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("pieces", nargs="*", help="ceiling, SIZE, SIZE-fp8, SIZE-nanogpt, SIZE-huggingface, curve-...")
+    made.add_argument(
+        "pieces", nargs="*", help="ceiling, SIZE, SIZE-fp8, SIZE-compile, SIZE-nanogpt, SIZE-huggingface, curve-..."
+    )
     made.add_argument("--folder", type=Path, required=True, help="for results")
     made.add_argument("--data", type=Path, help="folder with corpus and tokenizer.json; unset: made in FOLDER/data")
     made.add_argument("--seconds", type=float, default=1e9, help="that all of this may take")
@@ -106,6 +109,7 @@ class Suite:
             "ceiling",
             *by_weight,
             *(f"{size}-fp8" for size in fp8),
+            *(f"{size}-compile" for size in by_weight),
             *(f"{size}-{peer}" for size in by_weight if size != SIZES[-1] for peer in PEERS),
             *CURVES,
         ]
@@ -118,7 +122,7 @@ class Suite:
             return self.run(self.curve(piece), 600, breakdown=False)[1]
         size = next((size for size in self.sizes if piece == size or piece.startswith(f"{size}-")), None)
         kind = "" if size is None else piece[len(size) :].lstrip("-")
-        if size is None or kind not in ("", "fp8", *PEERS):
+        if size is None or kind not in (*OURS, *PEERS):
             raise SystemExit(f"there is no piece {piece}; there are {', '.join(self.pieces())}")
         status = 0
         for cases in self.candidates(size, kind):
@@ -127,8 +131,8 @@ class Suite:
 
     def candidates(self, size: str, kind: str) -> Iterator[list[Case]]:
         """For each micro-batch to compare, it and the smaller ones, which are tried where it does not fit after all."""
-        arguments: tuple[str, ...] = ("--train.fp8=true",) if kind == "fp8" else ()
-        arguments, tag = (*self.extra, *arguments), kind if kind == "fp8" else ""
+        arguments = (*self.extra, *OURS.get(kind, ()))
+        tag = " ".join([kind, *self.options.set]).strip() if kind in OURS else ""
         if kind not in PEERS:
             settings = settings_that_fit(size, self.memory, arguments)
             if settings is None:
@@ -163,7 +167,7 @@ class Suite:
     def run_largest(self, cases: list[Case]) -> int:
         """The first of the cases that the memory suffices for."""
         for case in cases:
-            found, status = self.run(case, 240)
+            found, status = self.run(case, 540 if case.size == SIZES[-1] else 280)
             if found is None or "failed" not in found:
                 return status
         return 0  # none fits: the lines say so

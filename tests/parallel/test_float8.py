@@ -18,6 +18,7 @@ LAYOUTS = {
     "pipeline 2": (2, ["--parallel.pipeline=2"]),
     "ZeRO 3": (2, ["--parallel.zero_stage=3"]),
     "recompute": (1, ["--train.recompute=full"]),
+    "compiled": (1, ["--train.compile=true"]),
 }
 STEPS = 150
 NOISE = 0.2  # of the tokens follow no rule

@@ -73,6 +73,8 @@ def test_the_table_and_the_goals() -> None:
         line("ours", [1.0], "curve-seed", losses=[loss + 0.01 * (-1) ** n for n, loss in enumerate(curve)]),
     ]
     rows = gpu_report.make_rows(lines)
+    slower = line("ours", [9.0], "compile"), line("ours", [0.1], "12 layers")
+    assert gpu_report.best(gpu_report.make_rows([*lines, *slower]), "gpt3-2.7b", "ours bf16") == rows[0]
     assert [row.name for row in rows] == ["ours bf16", "ours fp8", "nanogpt", "huggingface"]
     assert rows[0].mfu == pytest.approx(0.6 / 0.999)
     assert rows[0].of_ceiling == pytest.approx(0.6 / 0.999 * 989.4 / 791.52)
