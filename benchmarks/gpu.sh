@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that waits for a GPU, with one command: bash benchmarks/gpu.sh [--folder FOLDER] [PIECE ...]
 #
-# Pieces, in their order: tests, attention, head, optimizer, ceiling, then each size of the family (such as gpt3-2.7b), its
+# Pieces, in their order: tests, attention, head, optimizer, ceiling, then each size of the family (gpt3-2.7b), its
 # fp8 run (gpt3-2.7b-fp8), the same with train.compile (gpt3-2.7b-compile), its peers (gpt3-2.7b-nanogpt,
-# gpt3-2.7b-huggingface), and the loss curves (curve-bf16, curve-fp8, curve-seed). All of them without a name; `list` prints them. Each ends within 10 minutes
+# gpt3-2.7b-huggingface), and the loss curves (curve-bf16, curve-fp8, curve-seed). All of them without a name; `list` prints
+# them. Each ends within 10 minutes
 # (PIECE_SECONDS=N: others) and writes what it found at once, so that pieces can be run one at a time, also on different
 # days: give the same folder. What is done is not done again; remove FOLDER/PIECE.done, or its lines of raw.jsonl.
 # SMALL=1 runs all on any machine in a small form, to see that it works.
