@@ -79,8 +79,8 @@ def config_files() -> list[tuple[str, list[str]]]:
 
 def native_modules() -> list[Extension]:
     """The C++ modules of megagpt/native. Optional: without a compiler the same is done in Python, slower."""
-    sources = {"_samples": ["megagpt/native/samples.cpp"], "_attention": ["megagpt/native/attention.cpp"]}
-    sources["_pointwise"] = ["megagpt/native/pointwise.cpp"]
+    alone = ("attention", "optimizer", "pointwise", "samples")
+    sources = {f"_{name}": [f"megagpt/native/{name}.cpp"] for name in alone}
     others = [path for files in sources.values() for path in files]
     found = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "megagpt/native").glob("*.cpp"))]
     sources["_encoder"] = [path for path in found if path not in others]
@@ -90,7 +90,7 @@ def native_modules() -> list[Extension]:
             f"megagpt.native.{name}",
             sources=files,
             depends=headers,
-            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden"],
+            extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden"],
             language="c++",
             optional=True,
         )

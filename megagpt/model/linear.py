@@ -4,10 +4,13 @@ column   rows of the output are cut: each tensor rank computes its own; backward
 row      columns of the input are cut: each tensor rank computes a summand; forward sums the output
 """
 
+from typing import Any
+
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
+from megagpt.kernels.matmul import takes_onednn
 from megagpt.model.context import StageBuild, no_init
-from megagpt.model.float8_linear import Float8ColumnLinear, Float8RowLinear
+from megagpt.model.own_product import FastColumnLinear, FastRowLinear, Float8ColumnLinear, Float8RowLinear
 
 
 def column_linear(build: StageBuild, inputs: int, outputs: int, skip_bias_add: bool = False) -> ColumnParallelLinear:
@@ -15,8 +18,7 @@ def column_linear(build: StageBuild, inputs: int, outputs: int, skip_bias_add: b
 
     With `skip_bias_add` it gives (output without bias, bias) instead, for a kernel that adds the bias on its way.
     """
-    kind = Float8ColumnLinear if build.float8 else ColumnParallelLinear
-    return kind(
+    return _kind(build, Float8ColumnLinear, FastColumnLinear, ColumnParallelLinear)(
         inputs,
         outputs,
         config=build.mcore,
@@ -31,8 +33,7 @@ def row_linear(build: StageBuild, inputs: int, outputs: int) -> RowParallelLinea
 
     The bias is not added: whoever adds the output to the residual stream adds it too, in the same pass.
     """
-    kind = Float8RowLinear if build.float8 else RowParallelLinear
-    return kind(
+    return _kind(build, Float8RowLinear, FastRowLinear, RowParallelLinear)(
         inputs,
         outputs,
         config=build.mcore,
@@ -42,3 +43,10 @@ def row_linear(build: StageBuild, inputs: int, outputs: int) -> RowParallelLinea
         skip_bias_add=True,
         tp_group=build.mesh.tensor_group,
     )
+
+
+def _kind(build: StageBuild, float8: type, fast: type, megatron: type) -> Any:
+    """Whose matrix product the linears of this run use."""
+    if build.float8:
+        return float8
+    return fast if takes_onednn(build.mesh.device, build.mcore.params_dtype) else megatron

@@ -53,8 +53,12 @@ def make_deepspeed_config(train: TrainSection, parallel: ParallelSection) -> dic
         }
     config["zero_optimization"] |= _offloading(parallel)
     if train.precision == "bf16":
-        # accumulate each micro-batch into float32 as its gradient appears, and refuse an update that is not finite
-        config["bf16"] = {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True}
+        # ZeRO 1: gradients are added up and the update is made by bf16_update.py; ZeRO 2 and 3 refuse one not finite
+        config["bf16"] = {
+            "enabled": True,
+            "immediate_grad_update": parallel.zero_stage != 1,
+            "check_grad_overflow": True,
+        }
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     elif train.precision == "fp16":
         config["fp16"] = {

@@ -2,12 +2,11 @@
 
     optimizer                                  what it keeps of a step
     torch's own (ZeRO 0)                       `grad`
-    BF16_Optimizer (ZeRO 1 in bf16)            float32 accumulators that every micro-batch is added to
     DeepSpeedZeroOptimizer (ZeRO 1 and 2)      `grad` or `grad_accum`, the averaged parts, a flag of overflow
     DeepSpeedZeroOptimizer_Stage3 (ZeRO 3)     the averaged parts, norms of offloaded gradients
 
-Each branch is what the optimizer's own `step` does where it finds an overflow (bf16_optimizer.py, step;
-stage_1_and_2.py, step; stage3.py, _overflow_clean_up), without its say on the loss scale. No communication.
+Each branch is what the optimizer's own `step` does where it finds an overflow (stage_1_and_2.py, step;
+stage3.py, _overflow_clean_up), without its say on the loss scale. bf16 with ZeRO 1: bf16_update.py. No communication.
 """
 
 from collections.abc import Iterable
@@ -20,9 +19,7 @@ def drop_gradients(optimizer: Any, parameters: Iterable[nn.Parameter]) -> None:
     """Forget all gradients since the last update. Weights, moments, step count and loss scale stay. On every rank."""
     for parameter in parameters:
         parameter.grad = None
-    if hasattr(optimizer, "bf16_groups"):
-        optimizer.zero_grad()
-    elif hasattr(optimizer, "fp32_partitioned_groups_flat"):
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         optimizer._pre_step()  # the next micro-batch is the first again: it overwrites the parts, others are added
         optimizer._partition_all_parameters()
         optimizer._overflow_clean_up(optimizer.loss_scale)

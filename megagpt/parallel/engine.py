@@ -20,6 +20,7 @@ from megagpt.checkpoint.manifest import OptimizerProgress
 from megagpt.checkpoint.pieces import Piece
 from megagpt.data.batch import Batch
 from megagpt.parallel import optimizer_pieces as pieces
+from megagpt.parallel.bf16_update import Bf16Update
 from megagpt.parallel.cpu import patch_deepspeed_for_cpu
 from megagpt.parallel.dropped_gradients import drop_gradients
 from megagpt.parallel.mcore_config import McoreConfig
@@ -57,12 +58,6 @@ def global_named_parameters(chunks: nn.ModuleList) -> dict[str, nn.Parameter]:
             assert name not in named, f"two chunks of one rank hold {name}"
             named[name] = parameter
     return named
-
-
-def _bf16_gradients(optimizer: Any) -> dict[nn.Parameter, Tensor]:
-    """Where DeepSpeed's BF16_Optimizer accumulates each parameter's gradient; empty for its other optimizers."""
-    groups = zip(getattr(optimizer, "bf16_groups", []), getattr(optimizer, "fp32_groups_gradients", []), strict=True)
-    return {p: g for parameters, gradients in groups for p, g in zip(parameters, gradients, strict=True)}
 
 
 class Engine:
@@ -104,7 +99,8 @@ class Engine:
         self._forwards_left = 0
         self.module: StageModule = self.deepspeed.module
         self.named_parameters = global_named_parameters(self.module.chunks)
-        self._bf16_gradients = _bf16_gradients(self.optimizer)
+        is_bf16 = hasattr(self.optimizer, "bf16_groups")  # BF16_Optimizer: bf16 with ZeRO 1
+        self._bf16 = Bf16Update(self.optimizer, mesh, clip_grad) if is_bf16 else None
         if self._reduces_in_backward:
             self._sum_over_tensor_ranks_in_backward()
         mcore.grad_scale_func = self._scale_loss if self._fp16 else None
@@ -135,6 +131,8 @@ class Engine:
         """
         if self._reduces_in_backward:
             return
+        if self._bf16 is not None:
+            self._bf16.finish_accumulation()
         if self.mesh.tensor_size > 1:
             for parameter in self.named_parameters.values():
                 if parameter.sequence_parallel:  # type: ignore[attr-defined]
@@ -159,6 +157,10 @@ class Engine:
 
         The update is left out where that norm is not finite. The same on every rank.
         """
+        if self._bf16 is not None:
+            bf16_norm = self._bf16.update(lr)
+            self._broadcast_tied_table()
+            return UpdateResult(bf16_norm, lr, math.isfinite(bf16_norm), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.deepspeed.set_gradient_accumulation_boundary(True)
@@ -176,18 +178,21 @@ class Engine:
 
     def skip_update(self, lr: float) -> UpdateResult:
         """Leave this step's update out: its gradients are forgotten, nothing else changes. Every rank calls it."""
-        drop_gradients(self.optimizer, self.named_parameters.values())
+        if self._bf16 is not None:
+            self._bf16.forget()
+        else:
+            drop_gradients(self.optimizer, self.named_parameters.values())
         return UpdateResult(math.nan, lr, False, self._loss_scale())
 
     def gradient(self, parameter: nn.Parameter) -> Tensor:
         """The accumulated gradient of a parameter where DeepSpeed keeps it; ZeRO 2 and 3 keep only shards.
 
-        bf16: float32 views of BF16_Optimizer (bf16_optimizer.py, fp32_groups_gradients); fp16: `grad_accum`
+        bf16: float32 views of BF16_Optimizer's buffers (bf16_update.py); fp16: `grad_accum`
         (stage_1_and_2.py, use_grad_accum_attribute); fp32: `grad`.
         """
         assert self.zero_stage < 2, "ZeRO 2 and 3 keep no whole gradients"
-        if parameter in self._bf16_gradients:
-            return self._bf16_gradients[parameter]
+        if self._bf16 is not None:
+            return self._bf16.gradients[parameter]
         accumulated = getattr(parameter, "grad_accum", None)
         gradient = parameter.grad if accumulated is None else accumulated
         assert gradient is not None, "a parameter took no part in the backward pass"

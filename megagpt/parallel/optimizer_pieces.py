@@ -37,7 +37,7 @@ def held_pieces(optimizer: Any, parameters: dict[str, nn.Parameter], mesh: Mesh)
     """All masters and moments on this rank, as views. Moments that do not exist before the first update are made."""
     pieces = []
     for place in _places(optimizer, parameters, mesh.gradient_rank):
-        state = _state(optimizer, place.updated)
+        state = adam_state(optimizer, place.updated)
         tensors = (place.updated, state["exp_avg"], state["exp_avg_sq"])
         size = place.stop - place.start
         views = (tensor.detach().view(-1)[place.offset : place.offset + size] for tensor in tensors)
@@ -65,14 +65,14 @@ def owned_pieces(optimizer: Any, parameters: dict[str, nn.Parameter], mesh: Mesh
 def num_updates(optimizer: Any) -> int:
     """AdamW's step count; the same on every rank."""
     for updated in _updated(optimizer):
-        return int(_state(optimizer, updated)["step"])
+        return int(adam_state(optimizer, updated)["step"])
     raise AssertionError("an optimizer without parameters")
 
 
 def set_num_updates(optimizer: Any, updates: int) -> None:
     """Set AdamW's step count."""
     for updated in _updated(optimizer):
-        _state(optimizer, updated)["step"].fill_(updates)
+        adam_state(optimizer, updated)["step"].fill_(updates)
 
 
 def loss_scale_of(optimizer: Any) -> LossScale:
@@ -137,8 +137,11 @@ def _updated(optimizer: Any) -> list[Tensor]:
     raise AssertionError(f"an optimizer without masters: {type(optimizer).__name__}")
 
 
-def _state(optimizer: Any, updated: Tensor) -> dict[str, Tensor]:
-    """AdamW's state of one tensor; made as torch makes it at the first update (optim/adamw.py, fused)."""
+def adam_state(optimizer: Any, updated: Tensor) -> dict[str, Tensor]:
+    """AdamW's state of a tensor that the optimizer updates: `step`, `exp_avg`, `exp_avg_sq`.
+
+    Made as torch makes it at the first update (optim/adamw.py, fused).
+    """
     adam = optimizer if _is_unpartitioned(optimizer) else optimizer.optimizer
     assert isinstance(adam, torch.optim.AdamW), type(adam)
     state: dict[str, Tensor] = adam.state[updated]

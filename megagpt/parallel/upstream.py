@@ -84,7 +84,7 @@ _MEGATRON = [
     Upstream(
         _LAYERS,
         "ColumnParallelLinear._forward_impl RowParallelLinear._forward_impl",
-        "model/float8_linear.py",
+        "model/own_product.py",
         "putting a product in float8 in the place of theirs",
         parameters="input weight",
         mentions="linear_with_grad_accumulation_and_async_allreduce",
@@ -92,14 +92,14 @@ _MEGATRON = [
     Upstream(
         "megatron.core.tensor_parallel.mappings",
         "copy_to_tensor_model_parallel_region gather_from_sequence_parallel_region",
-        "model/float8_linear.py",
+        "model/own_product.py",
         "what their product does over tensor ranks beside multiplying",
         parameters="group",
     ),
     Upstream(
         "megatron.core.tensor_parallel.mappings",
         "gather_from_sequence_parallel_region",
-        "model/float8_linear.py",
+        "model/own_product.py",
         "what their product does over tensor ranks beside multiplying",
         parameters="tensor_parallel_output_grad group",
     ),
@@ -203,6 +203,11 @@ def _of(owner: str, names: str) -> str:
     return " ".join(f"{owner}.{name}" for name in names.split())
 
 
+def _of_bf16(names: str) -> tuple[str, str]:
+    """The module, and names of its optimizer."""
+    return _STAGE_BF16[0], _of("BF16_Optimizer", names)
+
+
 _DEEPSPEED = [
     Upstream(
         "deepspeed",
@@ -255,17 +260,14 @@ _DEEPSPEED = [
         "where fp16 gradients are added up, and counting the tied table once in their norm",
         mentions="grad_accum use_grad_accum_attribute ds_pipe_replicated",
     ),
+    Upstream(*_of_bf16("bf16_groups"), _ENGINE, "telling bf16 with ZeRO 1 from the others"),
     Upstream(
-        *_STAGE_BF16[:2],
-        _ENGINE,
-        "counting the tied table once in the norm of the gradient",
-        mentions="ds_pipe_replicated",
-    ),
-    Upstream(
-        _STAGE_BF16[0],
-        _of("BF16_Optimizer", "bf16_groups fp32_groups_gradients"),
-        _ENGINE,
-        "where bf16 gradients are added up",
+        *_of_bf16(
+            "optimizer bf16_groups bf16_groups_flat bf16_partitioned_groups fp32_groups_flat_partition "
+            "fp32_groups_gradients fp32_groups_gradients_flat fp32_groups_gradient_flat_partition"
+        ),
+        "parallel/bf16_update.py",
+        "the buffers that bf16 gradients are added up in, and masters and weights",
     ),
     *[
         Upstream(
@@ -292,7 +294,6 @@ _DEEPSPEED = [
                 "single_partition_of_fp32_groups micro_step_id zero_grad cpu_offload "
                 "reset_cpu_buffers averaged_gradients",
             ),
-            (_STAGE_BF16, "bf16_groups zero_grad"),
             (
                 _STAGE_3,
                 "fp32_partitioned_groups_flat _pre_step _partition_all_parameters _overflow_clean_up loss_scale",
