@@ -31,8 +31,8 @@ activations  Korthikanti et al. 2022, §4.1-4.2, in bytes a token and layer, wit
              The first stage adds its embedding dropout mask, the last the inputs of the final norm and of the head.
              Each is held for as many micro-batches as the schedule has in flight (see `chunks_in_flight`); where a
              rank's chunks have unequal numbers of layers, the largest one counts.
-logits       B S V / t of 2 e bytes: the logits and the softmax kept for the backward pass, then that and the gradient;
-             the cross-entropy's fp32 values exist for a block of rows at a time
+logits       e C V / t for a chunk of C tokens (kernels/head_chunks.py), whose gradient takes its place, and the token
+             table's gradient, made with it: e H V / t, or 4 H V / t while it is summed in fp32 and then both
 
 Not counted: CUDA context, NCCL's buffers, kernel workspaces, fragmentation. `--rehearse` counts every tensor of a step.
 """
@@ -40,6 +40,7 @@ Not counted: CUDA context, NCCL's buffers, kernel workspaces, fragmentation. `--
 from dataclasses import dataclass
 
 from megagpt.config import TrainSection
+from megagpt.kernels.head_chunks import head_chunks
 from megagpt.model.cost import count_embedding_parameters, count_head_parameters, count_layer_parameters
 from megagpt.model.spec import ModelSpec
 from megagpt.parallel.deepspeed_json import MAX_LIVE_VALUES, REDUCE_BUCKET_VALUES
@@ -129,19 +130,28 @@ def estimate_memory(
         weights += value_bytes * min(parameters, MAX_LIVE_VALUES)
     gradients = _ceil_divide(_GRADIENT_BYTES * parameters, gradient_shards)
     has_head = any(stage.has_head for stage in layout.chunks(pipeline_rank))
-    tokens = train.micro_batch_size * spec.sequence_length // layout.context
-    logits = tokens * (spec.padded_vocab_size // layout.tensor)
     return GpuMemory(
         pipeline_rank,
         weights_bytes=weights,
         gradients_bytes=0 if offloads_optimizer and layout.zero_stage >= 2 else gradients,
         optimizer_bytes=0 if offloads_optimizer else _ceil_divide(state_bytes * parameters, optimizer_shards),
         activations_bytes=_activation_bytes(spec, layout, train, pipeline_rank, num_micro_batches),
-        logits_bytes=2 * value_bytes * logits if has_head else 0,
+        logits_bytes=_head_bytes(spec, layout, train) if has_head else 0,
         temporary_bytes=_reduction_bytes(layout, value_bytes, parameters),
         host_bytes=_host_bytes(layout, value_bytes, parameters),
         disk_bytes=_ceil_divide(value_bytes * parameters, weight_shards) if layout.offload_parameters == "nvme" else 0,
     )
+
+
+def _head_bytes(spec: ModelSpec, layout: Layout, train: TrainSection) -> int:
+    """One chunk of logits and the token table's gradient on a rank with the head."""
+    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[train.precision]
+    value_bytes = 4 if train.precision == "fp32" else 2
+    width = spec.padded_vocab_size // layout.tensor
+    num_tokens = train.micro_batch_size * spec.sequence_length // layout.context
+    chunks = head_chunks(num_tokens, width, dtype, "cuda")
+    table = (value_bytes + (4 if chunks.wide_sum else 0)) * spec.hidden_size * width
+    return value_bytes * chunks.tokens * width + table
 
 
 def _reduction_bytes(layout: Layout, value_bytes: int, parameters: int) -> int:

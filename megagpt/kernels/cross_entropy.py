@@ -1,18 +1,38 @@
-"""Cross-entropy over a vocabulary that is cut over tensor ranks: each rank sees only its own columns of the logits.
+"""Cross-entropy of a chunk of logits over a vocabulary that is cut over tensor ranks, and its gradient in their place.
 
-One autograd function, two small reductions in the forward pass, none in the backward. Follows Shoeybi et al. 2019
-(Megatron-LM), §3, with the columns that pad the vocabulary left out of the softmax.
+In: logits [T, V_local], this rank's columns. Out: losses [T]; where weights are given the logits have become the
+gradient of the weighted losses. Columns that pad the vocabulary are left out of the softmax. One small all-gather where
+there are several tensor ranks. Follows Shoeybi et al. 2019 (Megatron-LM), §3. Runs as a Triton kernel on CUDA
+(cross_entropy_triton.py), else as torch operations on a few rows at a time, which stay in the processor's cache.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-# values computed in float32 at a time: 1 MiB, half of a common second-level cache; on a GPU 256 MiB
-_BLOCK_VALUES = {"cpu": 1 << 18, "cuda": 1 << 26}
+from megagpt.kernels.collectives import gather_tensor
+from megagpt.kernels.triton_use import runs_triton
+
+# values computed in float32 at a time: 512 KiB, half of a common second-level cache; on a GPU without Triton 64 MiB
+_BLOCK_VALUES = {"cpu": 1 << 17, "cuda": 1 << 24}
+
+
+class VocabColumns(NamedTuple):
+    """Which columns of the padded vocabulary this tensor rank has: an equal run of them, by rank."""
+
+    vocab_size: int  # without padding
+    tensor_rank: int
+    tensor_group: ProcessGroup
+
+    def first(self, width: int) -> int:
+        """Id of this rank's first of `width` columns."""
+        return self.tensor_rank * width
+
+    def num_valid(self, width: int) -> int:
+        """How many of this rank's `width` columns are no padding: the first ones."""
+        return min(max(self.vocab_size - self.first(width), 0), width)
 
 
 def reference_cross_entropy(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
@@ -22,88 +42,94 @@ def reference_cross_entropy(logits: Tensor, labels: Tensor, vocab_size: int) -> 
     return -log_probabilities.gather(-1, labels[..., None]).squeeze(-1)
 
 
-def vocab_parallel_cross_entropy(
-    logits_local: Tensor, labels: Tensor, vocab_size: int, tensor_rank: int, tensor_group: ProcessGroup
+def cross_entropy_in_place(
+    logits_local: Tensor,
+    labels: Tensor,
+    columns: VocabColumns,
+    weights: Tensor | None = None,
+    use_triton: bool | None = None,
 ) -> Tensor:
-    """Loss of each token, in nats. Called by every tensor rank of the last stage; reduces over the tensor group.
+    """Loss of each token, in nats: [T] in float32 at least. Gathers over the tensor group; every rank of it calls.
 
-    logits_local [..., V_local]: this rank's contiguous columns of the padded vocabulary;
-    labels [...] int64, the same on every tensor rank, all below `vocab_size`. Returns [...] in float32 at least.
+    logits_local [T, V_local], rows contiguous; labels [T] int64, the same on every tensor rank, all below the
+    vocabulary's size. With `weights` [T] (in the losses' dtype) the logits are overwritten by the gradient of
+    Σ weights x losses; padding gets 0. Records nothing for autograd. `use_triton` None: by device.
     """
-    return _VocabParallelCrossEntropy.apply(logits_local, labels, vocab_size, tensor_rank, tensor_group)
+    rows = _triton_rows if (runs_triton(logits_local) if use_triton is None else use_triton) else _torch_rows
+    if columns.tensor_group.size() == 1:
+        log_sum_exp, label_score = rows(logits_local, labels, columns, weights)
+        return log_sum_exp - label_score
+    local_sum, local_score = rows(logits_local, labels, columns, None)
+    log_sum_exp, label_score = _gather_sums(local_sum, local_score, columns.tensor_group)
+    if weights is not None:
+        rows(logits_local, labels, columns, weights, (log_sum_exp, label_score))
+    return log_sum_exp - label_score
 
 
-class _VocabParallelCrossEntropy(torch.autograd.Function):
-    """Each rank takes the softmax of its own columns; only its log-sum-exp is shared.
+def _gather_sums(log_sum_exp: Tensor, label_score: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Of all columns from those of each rank, equal on every rank to the bit: all add in the order of ranks."""
+    mine = torch.stack([log_sum_exp, label_score])
+    sums, scores = gather_tensor(mine, group).view(group.size(), 2, -1).unbind(1)
+    return torch.logsumexp(sums, dim=0), scores.sum(dim=0)
 
-    The softmax over all columns is the local one times exp(local log-sum-exp - global log-sum-exp), one number a token.
-    The local one is kept in the logits' dtype, as the gradient is rounded to it anyway, but for the label's column,
-    whose 1 is subtracted before rounding.
+
+def _triton_rows(
+    logits: Tensor,
+    labels: Tensor,
+    columns: VocabColumns,
+    weights: Tensor | None,
+    known: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    from megagpt.kernels.cross_entropy_triton import softmax_rows
+
+    width = logits.shape[-1]
+    return softmax_rows(logits, labels, columns.first(width), columns.num_valid(width), weights, known)
+
+
+def _torch_rows(
+    logits: Tensor,
+    labels: Tensor,
+    columns: VocabColumns,
+    weights: Tensor | None,
+    known: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp [T] over this rank's columns and the label's score [T], 0 where another rank has it.
+
+    With `known`, the two over all ranks, those are returned. With `weights` the logits become the gradient.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits_local: Tensor, labels: Tensor, vocab_size: int, tensor_rank: int, tensor_group: ProcessGroup
-    ) -> Tensor:
-        width = logits_local.shape[-1]
-        first = tensor_rank * width
-        num_valid = min(max(vocab_size - first, 0), width)
-        here = (labels >= first) & (labels < first + num_valid)
-        column = torch.where(here, labels - first, 0)
-        softmax, log_sum_exp, label_score = _local_softmax(
-            logits_local.reshape(-1, width)[:, :num_valid], column.reshape(-1), here.reshape(-1)
-        )
-        log_sum_exp, label_score = log_sum_exp.view_as(labels), label_score.view_as(labels)
-        whole = log_sum_exp
-        if tensor_group.size() > 1:
-            largest = log_sum_exp.clone()
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=tensor_group)
-            sums = torch.stack([label_score, (log_sum_exp - largest).exp()])
-            dist.all_reduce(sums, group=tensor_group)
-            label_score, total = sums.unbind(0)
-            whole = largest + total.log()
-        losses = whole - label_score
-        ctx.save_for_backward(softmax, column, here, (log_sum_exp - whole).exp(), losses)
-        ctx.width = width
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        softmax, column, here, share, losses = ctx.saved_tensors
-        num_tokens, num_valid = softmax.shape
-        grad = torch.empty((num_tokens, ctx.width), dtype=softmax.dtype, device=softmax.device)
-        grad[:, num_valid:] = 0
-        factor = (share * grad_losses).reshape(-1, 1)
-        for rows in _row_blocks(softmax):
-            grad[rows, :num_valid] = softmax[rows].to(factor.dtype) * factor[rows]
-        # d loss / d label's logit = exp(-loss) - 1; expm1 keeps the small difference of a sure prediction
+    width = logits.shape[-1]
+    first, num_valid = columns.first(width), columns.num_valid(width)
+    scores = logits[:, :num_valid]
+    here = (labels >= first) & (labels < first + num_valid)
+    column = torch.where(here, labels - first, 0)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    if known is None:
+        log_sum_exp = torch.full(labels.shape, float("-inf"), dtype=wide, device=logits.device)
+        label_score = torch.zeros(labels.shape, dtype=wide, device=logits.device)
+    else:
+        log_sum_exp, label_score = known
+    if num_valid:  # else all of this rank's columns pad the vocabulary
+        for rows in _row_blocks(scores):
+            values = scores[rows].to(wide, copy=True)
+            if known is None:
+                label = values.gather(-1, column[rows, None]).squeeze(-1)
+                label_score[rows] = torch.where(here[rows], label, 0)
+                largest = values.amax(dim=-1, keepdim=True)
+                total = values.sub_(largest).exp_().sum(dim=-1, keepdim=True)
+                log_sum_exp[rows] = (largest + total.log()).squeeze(-1)
+            elif weights is not None:
+                values.sub_(log_sum_exp[rows, None]).exp_()
+                total = torch.ones_like(log_sum_exp[rows, None])
+            if weights is not None:
+                scores[rows] = values.mul_(weights[rows, None] / total)
+    if weights is not None:
+        logits[:, num_valid:] = 0
         if num_valid:
-            at = (torch.arange(num_tokens, device=grad.device), column.reshape(-1))
-            at_label = (torch.expm1(-losses) * grad_losses).reshape(-1).to(grad.dtype)
-            grad[at] = torch.where(here.reshape(-1), at_label, grad[at])
-        return grad.view(*losses.shape, ctx.width), None, None, None, None
-
-
-def _local_softmax(scores: Tensor, column: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax over this rank's columns [T, V], its log-sum-exp [T], the label's score [T] (0 where not `here`).
-
-    A few rows at a time, so that the passes over the float32 values stay in the processor's cache.
-    """
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    softmax = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
-    log_sum_exp = torch.full(column.shape, float("-inf"), dtype=wide, device=scores.device)
-    label_score = torch.zeros(column.shape, dtype=wide, device=scores.device)
-    if scores.shape[-1] == 0:  # all of this rank's columns pad the vocabulary
-        return softmax, log_sum_exp, label_score
-    for rows in _row_blocks(scores):
-        values = scores[rows].to(wide, copy=True)
-        label = values.gather(-1, column[rows, None]).squeeze(-1)
-        label_score[rows] = torch.where(here[rows], label, 0)
-        largest = values.amax(dim=-1, keepdim=True)
-        total = values.sub_(largest).exp_().sum(dim=-1, keepdim=True)
-        log_sum_exp[rows] = (largest + total.log()).squeeze(-1)
-        softmax[rows] = values.div_(total)
-    return softmax, log_sum_exp, label_score
+            # d loss / d label's logit = exp(-loss) - 1; expm1 keeps the small difference of a sure prediction
+            at_label = (torch.expm1(label_score - log_sum_exp) * weights).to(logits.dtype)
+            at = (torch.arange(len(labels), device=logits.device), column)
+            logits[at] = torch.where(here, at_label, logits[at])
+    return log_sum_exp, label_score
 
 
 def _row_blocks(values: Tensor) -> list[slice]:

@@ -5,13 +5,12 @@ sequence parallelism hidden states are [S / tensor ranks, B, H] between layers.
 """
 
 import torch
-from megatron.core.tensor_parallel.layers import (
-    VocabParallelEmbedding,
-    linear_with_grad_accumulation_and_async_allreduce,
-)
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from torch import Tensor, nn
 
+from megagpt.kernels.cross_entropy import VocabColumns
 from megagpt.kernels.dropout import dropout, mix
+from megagpt.kernels.output_head import head_loss, token_losses
 from megagpt.model.context import LayerContext, StageBuild, no_init
 
 
@@ -49,24 +48,28 @@ class Embedding(nn.Module):
 
 
 class OutputHead(nn.Module):
-    """Logits from hidden states with the token table as the matrix; it owns no parameters."""
+    """Losses from hidden states with the token table as the matrix; it owns no parameters."""
 
     def __init__(self, build: StageBuild) -> None:
         super().__init__()
         self.build = build
+        self.columns = VocabColumns(build.spec.vocab_size, build.mesh.tensor_rank, build.mesh.tensor_group)
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """hidden [S, B, H] and table [V_local, H] to logits [S, B, V_local]. Backward reduces over the tensor group."""
-        build = self.build
-        return linear_with_grad_accumulation_and_async_allreduce(
-            input=hidden,
-            weight=table,
-            bias=None,
-            gradient_accumulation_fusion=False,
-            allreduce_dgrad=build.mesh.tensor_size > 1 and not build.sequence_parallel,
-            sequence_parallel=build.sequence_parallel,
-            tp_group=build.mesh.tensor_group,
-        )
+    def forward(self, hidden: Tensor, table: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Σ weights x losses, [] float32: hidden [S, B, H], table [V_local, H], labels [S, B] int64, weights [S, B].
+
+        Makes the gradients too where they are wanted (kernels/output_head.py). Reduces over the tensor group.
+        """
+        return head_loss(hidden, table, labels, weights, self.columns, self.build.sequence_parallel)
+
+    def token_losses(self, hidden: Tensor, table: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each token, [S, B] float32, without gradients. Reduces over the tensor group."""
+        return token_losses(hidden, table, labels, self.columns, self.build.sequence_parallel)
+
+    def logits(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """hidden [S, B, H] and table [V_local, H] to logits [S, B, V_local]; no gradient. For inference."""
+        assert not self.build.sequence_parallel, "inference has no sequence parallelism"
+        return torch.nn.functional.linear(hidden, table)
 
 
 def gather_logits(logits_local: Tensor, build: StageBuild) -> Tensor:

@@ -4,12 +4,12 @@ The whole model is one chunk in a single process; pipeline parallelism cuts it i
 global names of `names.py`: layers are keyed by their global number. Knows no optimizer and no schedule.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megagpt.data.batch import Batch
 from megagpt.kernels.attention_documents import PackedDocuments
-from megagpt.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megagpt.kernels.dropout import mix
 from megagpt.kernels.layer_norm import LayerNorm
 from megagpt.model.context import LayerCache, LayerContext, StageBuild
@@ -40,20 +40,26 @@ class GPTChunk(nn.Module):
     def forward(self, batch: Batch, hidden: Tensor | None, dropout_seed: int | None) -> Tensor:
         """One micro-batch. `hidden` [S, B, H] comes from the chunk before, None on the chunk with the embedding.
 
-        Returns hidden states [S, B, H] for the next chunk, or on the chunk with the head the loss of each token in
-        nats, [B, S] float32, unmasked. `dropout_seed` None means no dropout.
+        Returns hidden states [S, B, H] for the next chunk, or on the chunk with the head the losses of the tokens
+        that count, in nats, summed: [] float32. `dropout_seed` None means no dropout.
         """
         documents = None if batch.documents is None else PackedDocuments(batch.documents)
         context = LayerContext(documents, dropout_seed)
         hidden = self._decode(batch.tokens, batch.positions, hidden, context, None)
         if not self.stage.has_head:
             return hidden
-        logits = self.head(self.final_norm(hidden), self.embedding.tokens.weight)  # [S, B, V_local]
-        mesh = self.build.mesh
-        losses = vocab_parallel_cross_entropy(
-            logits, batch.labels.transpose(0, 1), self.build.spec.vocab_size, mesh.tensor_rank, mesh.tensor_group
-        )
-        return losses.transpose(0, 1)
+        labels, weights = batch.labels.transpose(0, 1), batch.loss_mask.transpose(0, 1)
+        return self.head(self.final_norm(hidden), self.embedding.tokens.weight, labels, weights)
+
+    @torch.no_grad()
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Loss of each token in nats, [B, S] float32, unmasked; of a whole model in one chunk, without gradients."""
+        assert self.stage.has_embedding, "token_losses needs the whole model in one chunk"
+        assert self.stage.has_head, "token_losses needs the whole model in one chunk"
+        mask = None if batch.documents is None else document_mask(batch.documents)
+        hidden = self._decode(batch.tokens, batch.positions, None, LayerContext(mask), None)
+        table = self.embedding.tokens.weight
+        return self.head.token_losses(self.final_norm(hidden), table, batch.labels.transpose(0, 1)).transpose(0, 1)
 
     def logits(self, tokens: Tensor, positions: Tensor, caches: dict[str, LayerCache] | None = None) -> Tensor:
         """Logits of a whole model in one chunk, for inference: [B, S] token ids to [B, S, vocab_size].
@@ -63,7 +69,7 @@ class GPTChunk(nn.Module):
         assert self.stage.has_embedding, "logits needs the whole model in one chunk"
         assert self.stage.has_head, "logits needs the whole model in one chunk"
         hidden = self._decode(tokens, positions, None, LayerContext(), caches)
-        logits_local = self.head(self.final_norm(hidden), self.embedding.tokens.weight)
+        logits_local = self.head.logits(self.final_norm(hidden), self.embedding.tokens.weight)
         return gather_logits(logits_local, self.build).transpose(0, 1)
 
     def _decode(

@@ -29,7 +29,7 @@ class TokenLoss(NamedTuple):
     num_tokens: Tensor  # [] int64
 
 
-# (chunk number, micro-batch, hidden states or None, dropout seed or None) -> hidden states or losses
+# (chunk number, micro-batch, hidden states or None, dropout seed or None) -> hidden states or the sum of losses
 ForwardFunction = Callable[[int, Batch, Tensor | None, int | None], Tensor]
 
 
@@ -110,8 +110,7 @@ def _timed(chunks: list[ScheduleChunk], tracer: StepTracer) -> list[ScheduleChun
     return make_chunks(len(chunks), chunks[0].forward_chunk, config)
 
 
-def _weigh_loss(loss_mask: Tensor, weight: Tensor | float, losses: Tensor) -> tuple[Tensor, Tensor, TokenLoss]:
+def _weigh_loss(loss_mask: Tensor, weight: Tensor | float, total: Tensor) -> tuple[Tensor, Tensor, TokenLoss]:
     """What megatron-core asks of a loss function: the value to differentiate, a token count, and what to report."""
-    total = (losses * loss_mask).sum()
     num_tokens = loss_mask.sum().to(torch.int64)
     return total * weight, num_tokens.to(torch.int32), TokenLoss(total.detach(), num_tokens)

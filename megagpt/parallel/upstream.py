@@ -111,13 +111,6 @@ _MEGATRON = [
         parameters="init_method reduce_scatter_embeddings config tp_group",
     ),
     Upstream(
-        _LAYERS,
-        "linear_with_grad_accumulation_and_async_allreduce",
-        "model/embedding.py",
-        "the output head, whose matrix is the token table",
-        parameters="input weight bias gradient_accumulation_fusion allreduce_dgrad sequence_parallel tp_group",
-    ),
-    Upstream(
         "megatron.core.enums",
         "ModelType.encoder_or_decoder",
         "parallel/schedule.py",

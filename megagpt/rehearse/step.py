@@ -135,6 +135,6 @@ def _tensors_in(value: Any) -> list[Tensor]:
 
 
 def logit_widths(plan: RunPlan, mesh: Mesh) -> frozenset[int]:
-    """Last dims of logits on this rank: its columns of the padded vocabulary, and those of them that exist."""
+    """Columns of logits on this rank: its own of the padded vocabulary, and those of them that exist."""
     width = plan.spec.padded_vocab_size // mesh.tensor_size
     return frozenset({width, min(max(plan.spec.vocab_size - mesh.tensor_rank * width, 0), width)})

@@ -55,7 +55,7 @@ class _Life:
 
 
 class StorageLog:
-    """Storages of one rank. `logit_widths`: sizes of the last dim that logits and their gradients can have."""
+    """Storages of one rank. `logit_widths`: columns that logits can have; the table has as many rows."""
 
     def __init__(self, logit_widths: frozenset[int]) -> None:
         self.in_head = False  # between the output head's input and the loss, in either direction
@@ -138,7 +138,7 @@ class StorageLog:
     def _hint(self, tensor: Tensor) -> str | None:
         if self.on_host:
             return HOST
-        if self.in_head and tensor.dim() and tensor.shape[-1] in self._logit_widths:
+        if self.in_head and tensor.dim() == 2 and not self._logit_widths.isdisjoint(tensor.shape):
             return "logits"
         return "recompute" if self.in_recompute else None
 

@@ -117,7 +117,7 @@ def evaluate_checkpoint(
     loss_sum, num_tokens = 0.0, 0
     for batch in stream.evaluation_batches(num_samples, batch_size):
         batch = batch.to(model.device)
-        losses = model.chunk(batch, None, None)
+        losses = model.chunk.token_losses(batch)
         loss_sum += float((losses * batch.loss_mask).sum(dtype=torch.float64))
         num_tokens += int(batch.loss_mask.sum())
     counts = count_labels(samples, num_samples, model.spec.vocab_size, eod_id if separate else None)

@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megagpt.kernels.cross_entropy import reference_cross_entropy, vocab_parallel_cross_entropy
+from megagpt.kernels.cross_entropy import VocabColumns, cross_entropy_in_place, reference_cross_entropy
 from megagpt.kernels.dropout import dropout
 from megagpt.kernels.gelu import gelu, reference_gelu
+from megagpt.kernels.head_chunks import HeadChunks
 from megagpt.kernels.layer_norm import LayerNorm, reference_layer_norm
+from megagpt.kernels.output_head import head_loss, reference_head_loss
 
 pytestmark = pytest.mark.gpu
 
@@ -64,12 +66,37 @@ def alone() -> Iterator[dist.ProcessGroup]:
 
 
 @DTYPES
-def test_cross_entropy(alone, dtype):
-    labels = torch.randint(0, 1000, (8, 16), generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("use_triton", [False, True])
+@pytest.mark.parametrize("width", [1024, 6400, 50304])
+def test_cross_entropy(alone, dtype, use_triton, width):
+    vocab = width - 24
+    labels = torch.randint(0, vocab, (128,), generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(128, generator=torch.Generator().manual_seed(1))
+    found = (randn(1, 128, width) * 3).to("cuda", dtype)
+    exact = found.double().cpu().requires_grad_()
+    wanted = reference_cross_entropy(exact, labels, vocab)
+    (gradient,) = torch.autograd.grad((wanted * weights).sum(), exact)
+    columns = VocabColumns(vocab, 0, alone)
+    losses = cross_entropy_in_place(found, labels.cuda(), columns, weights.cuda(), use_triton)
+    assert float((losses.double().cpu() - wanted.detach()).abs().max()) < 1e-5
+    assert float((found.double().cpu() - gradient).abs().max()) < BOUND[dtype]
+    assert not found[:, vocab:].any()
+
+
+@DTYPES
+@pytest.mark.parametrize(("tokens", "wide"), [(100, True), (256, True), (100, False)])
+def test_output_head_in_chunks(alone, dtype, tokens, wide):
+    """Also that this version of torch sums products of half precision into float32 within a GEMM."""
+    if dtype == torch.float16 and not wide:
+        pytest.skip("fp16 always sums in float32")
+    labels = torch.randint(0, 1000, (64, 4), generator=torch.Generator().manual_seed(0))
+    weights = (torch.rand(64, 4, generator=torch.Generator().manual_seed(1)) > 0.2).float()
+    chunks = HeadChunks(tokens, -(-256 // tokens), wide)
+    columns = VocabColumns(1000, 0, alone)
     check(
-        lambda x: vocab_parallel_cross_entropy(x, labels.cuda(), 1000, 0, alone),
-        lambda x: reference_cross_entropy(x, labels, 1000),
-        [randn(1, 8, 16, 1024) * 3],
+        lambda h, w: head_loss(h, w, labels.cuda(), weights.cuda(), columns, chunks=chunks),
+        lambda h, w: reference_head_loss(h, w, labels, weights, 1000),
+        [randn(1, 64, 4, 128), randn(2, 1024, 128) * 0.2],
         dtype,
     )
 

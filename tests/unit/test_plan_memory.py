@@ -93,7 +93,7 @@ def test_context_ranks_divide_tokens_and_share_the_states():
     (whole,) = memory("--train.micro_batch_size=2")
     (part,) = memory("--train.micro_batch_size=2", "--parallel.context=4", gpus=8)
     assert part.activations_bytes == whole.activations_bytes / 4
-    assert part.logits_bytes == whole.logits_bytes / 4
+    assert part.logits_bytes - 2 * V * H == (whole.logits_bytes - 2 * V * H) / 4
     assert part.optimizer_bytes == whole.optimizer_bytes / 8
 
 
@@ -122,11 +122,23 @@ def test_offloaded_parameters():
 
 
 def test_logits():
+    """A chunk of them, here of all tokens, and the gradient of the token table; in fp16 also its sum in fp32."""
     (gpu,) = memory("--train.micro_batch_size=2")
-    assert gpu.logits_bytes == 2 * S * V * (2 + 2)
+    assert gpu.logits_bytes == 2 * (2 * S * V + V * H)
+    (gpu,) = memory("--train.micro_batch_size=2", "--train.precision=fp16")
+    assert gpu.logits_bytes == 2 * (2 * S * V + V * H) + 4 * V * H
     first, last = memory("--parallel.tensor=2", "--parallel.pipeline=2", "--train.precision=fp32", gpus=4)
     assert first.logits_bytes == 0
-    assert last.logits_bytes == S * V // 2 * (4 + 4)
+    assert last.logits_bytes == 4 * (S * V + V * H) // 2
+
+
+def test_logits_of_many_tokens_exist_in_chunks():
+    for micro_batch, tokens, table_bytes in ((1, 1024, 2), (8, 4096, 2), (32, 5120, 6)):
+        arguments = [f"--train.micro_batch_size={micro_batch}", "--train.batch_ramp_tokens=0"]
+        plan = make_plan(load_config("gpt3-2.7b", arguments), 8, None)
+        width = plan.spec.padded_vocab_size
+        assert plan.layout.tensor == 1
+        assert plan.memory[-1].logits_bytes == 2 * tokens * width + table_bytes * width * 2560
 
 
 def test_total_is_the_sum_of_the_parts_and_the_peak_is_the_fullest():

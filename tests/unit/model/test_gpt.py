@@ -42,19 +42,22 @@ def test_logits_equal_the_reference(mesh, activation):
 
 def test_losses_equal_the_reference(chunk):
     batch = random_batch(SPEC, 2)
-    losses = chunk(batch, None, None)
+    losses = chunk.token_losses(batch)
     assert losses.shape == (3, 24)
     assert losses.dtype == torch.float32
     found = (losses * batch.loss_mask).sum() / batch.loss_mask.sum()
     wanted = reference_loss(PARAMETERS, SPEC, [batch])
     assert found.item() == pytest.approx(wanted.item(), rel=LOSS)
+    total = chunk(batch, None, None)
+    assert total.shape == ()
+    assert (total / batch.loss_mask.sum()).item() == pytest.approx(wanted.item(), rel=LOSS)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_every_gradient_equals_the_reference(mesh, recompute):
     chunk = whole_chunk(SPEC, mesh, PARAMETERS, recompute)
     batch = random_batch(SPEC, 3)
-    ((chunk(batch, None, None) * batch.loss_mask).sum() / batch.loss_mask.sum()).backward()
+    (chunk(batch, None, None) / batch.loss_mask.sum()).backward()
     wanted = torch.autograd.grad(reference_loss(PARAMETERS, SPEC, [batch]), list(PARAMETERS.values()))
     found = dict(chunk.named_parameters())
     assert found.keys() == PARAMETERS.keys()
@@ -100,7 +103,7 @@ def test_packed_documents_kept_apart_equal_each_document_alone(chunk, lengths):
     """Each token's loss in the packed sequence is its loss in a sequence that holds its document and nothing else."""
     batch, documents = packed(lengths, 6)
     assert batch.documents is not None
-    found = chunk(batch, None, None)[0]
+    found = chunk.token_losses(batch)[0]
     start = 0
     for document in documents:
         inputs = document[:-1]  # the end of a document predicts nothing
@@ -113,7 +116,7 @@ def test_packed_documents_kept_apart_equal_each_document_alone(chunk, lengths):
                 documents=None,
             )
             place = slice(start, start + len(inputs))
-            torch.testing.assert_close(found[place], chunk(alone, None, None)[0], rtol=0, atol=LOSS)
+            torch.testing.assert_close(found[place], chunk.token_losses(alone)[0], rtol=0, atol=LOSS)
             assert bool((batch.loss_mask[0, place] == 1).all())
         start += len(document)
         if start < batch.tokens.shape[1]:
@@ -125,7 +128,7 @@ def test_packed_documents_kept_apart_equal_each_document_alone(chunk, lengths):
 def test_documents_not_kept_apart_do_see_each_other(chunk):
     batch, _ = packed([10, 15], 7)
     plain = batch._replace(documents=None, positions=torch.arange(24)[None])
-    apart, together = chunk(batch, None, None)[0], chunk(plain, None, None)[0]
+    apart, together = chunk.token_losses(batch)[0], chunk.token_losses(plain)[0]
     torch.testing.assert_close(apart[:10], together[:10], rtol=0, atol=LOSS)  # the first document is the same
     assert (apart[10:] - together[10:]).abs().min() > 1e-6
 
@@ -147,7 +150,7 @@ def test_ids_of_the_padding_do_not_count(mesh):
     batch = random_batch(SPEC, 9)
     one, other = whole_chunk(SPEC, mesh, PARAMETERS), whole_chunk(SPEC, mesh, shifted)
     assert torch.equal(one(batch, None, None), other(batch, None, None))
-    other(batch, None, None).sum().backward()
+    other(batch, None, None).backward()
     assert torch.equal(other.embedding.tokens.weight.grad[SPEC.vocab_size :], torch.zeros(28, 32))
 
 
@@ -164,8 +167,8 @@ def test_dropout_is_a_pure_function_of_its_seed(mesh):
 @pytest.mark.parametrize("which", ["hidden_dropout", "attention_dropout"])
 def test_each_dropout_acts_and_keeps_the_loss_near(mesh, which):
     chunk, batch = whole_chunk(small_spec(**{which: 0.1}), mesh, PARAMETERS), random_batch(SPEC, 11)
-    without = chunk(batch, None, None).mean()
-    with_dropout = torch.stack([chunk(batch, None, seed).mean() for seed in range(8)])
+    without = chunk(batch, None, None)
+    with_dropout = torch.stack([chunk(batch, None, seed) for seed in range(8)])
     assert (with_dropout - without).abs().min() > 1e-6
     assert len(set(with_dropout.tolist())) == 8
     assert with_dropout.mean().item() == pytest.approx(without.item(), rel=0.05)
