@@ -79,7 +79,7 @@ def config_files() -> list[tuple[str, list[str]]]:
 
 def native_modules() -> list[Extension]:
     """The C++ modules of megagpt/native. Optional: without a compiler the same is done in Python, slower."""
-    alone = ("attention", "optimizer", "pointwise", "samples")
+    alone = ("attention", "optimizer", "pointwise", "samples", "softmax")
     sources = {f"_{name}": [f"megagpt/native/{name}.cpp"] for name in alone}
     others = [path for files in sources.values() for path in files]
     found = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "megagpt/native").glob("*.cpp"))]

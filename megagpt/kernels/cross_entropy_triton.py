@@ -49,7 +49,7 @@ def softmax_rows(
         num_valid,
         first,
         BLOCK=block,
-        WHOLE_ROW=block >= width,
+        NUM_BLOCKS=triton.cdiv(width, block),
         IS_KNOWN=known is not None,
         WRITES=weights is not None,
         num_warps=num_warps,
@@ -86,7 +86,7 @@ def _softmax_rows(  # type: ignore[no-untyped-def]
     num_valid,
     first,
     BLOCK: tl.constexpr,
-    WHOLE_ROW: tl.constexpr,
+    NUM_BLOCKS: tl.constexpr,
     IS_KNOWN: tl.constexpr,
     WRITES: tl.constexpr,
 ):
@@ -96,14 +96,14 @@ def _softmax_rows(  # type: ignore[no-untyped-def]
     column = tl.load(labels_pointer + row) - first
     here = (column >= 0) & (column < num_valid)
     column = tl.where(here, column, -1)
-    if WHOLE_ROW:
+    if NUM_BLOCKS == 1:
         values = tl.load(logits + offsets, mask=offsets < num_valid, other=float("-inf")).to(tl.float32)
     if IS_KNOWN:
         log_sum_exp = tl.load(sums_pointer + row)
         label_score = tl.load(scores_pointer + row)
     else:
         label_score = tl.load(logits + column, mask=here, other=0.0).to(tl.float32)
-        if WHOLE_ROW:
+        if NUM_BLOCKS == 1:
             largest = tl.max(values, axis=0)
             # where all columns are padding the largest is -inf, and so is the log-sum-exp
             total = tl.sum(tl.exp(values - tl.where(largest == float("-inf"), 0.0, largest)), axis=0)
@@ -111,9 +111,9 @@ def _softmax_rows(  # type: ignore[no-untyped-def]
             # each lane keeps its own maximum and sum, so that a block costs no reduction
             most = tl.full((BLOCK,), float("-inf"), tl.float32)
             sums = tl.zeros((BLOCK,), tl.float32)
-            for start in range(0, num_valid, BLOCK):
-                block = tl.load(logits + start + offsets, mask=start + offsets < num_valid, other=float("-inf"))
-                block = block.to(tl.float32)
+            for step in range(NUM_BLOCKS):
+                columns = step * BLOCK + offsets
+                block = tl.load(logits + columns, mask=columns < num_valid, other=float("-inf")).to(tl.float32)
                 larger = tl.maximum(most, block)
                 shift = tl.where(larger == float("-inf"), 0.0, larger)
                 sums = sums * tl.exp(most - shift) + tl.exp(block - shift)
@@ -125,12 +125,12 @@ def _softmax_rows(  # type: ignore[no-untyped-def]
         tl.store(scores_pointer + row, label_score)
     if WRITES:
         weight = tl.load(weights_pointer + row)
-        if WHOLE_ROW:
+        if NUM_BLOCKS == 1:
             gradient = _gradient(values, offsets, column, log_sum_exp, label_score, weight, num_valid)
             tl.store(logits + offsets, gradient.to(logits_pointer.dtype.element_ty), mask=offsets < width)
         else:
-            for start in range(0, width, BLOCK):
-                columns = start + offsets
+            for step in range(NUM_BLOCKS):
+                columns = step * BLOCK + offsets
                 block = tl.load(logits + columns, mask=columns < num_valid, other=float("-inf")).to(tl.float32)
                 gradient = _gradient(block, columns, column, log_sum_exp, label_score, weight, num_valid)
                 tl.store(logits + columns, gradient.to(logits_pointer.dtype.element_ty), mask=columns < width)

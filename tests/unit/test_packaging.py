@@ -36,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
 
 
 @pytest.mark.skipif(not COMPILER, reason="no C++ compiler: the native core is left out")
-@pytest.mark.parametrize("name", ["_attention", "_encoder", "_optimizer", "_pointwise", "_samples"])
+@pytest.mark.parametrize("name", ["_attention", "_encoder", "_optimizer", "_pointwise", "_samples", "_softmax"])
 def test_the_installed_package_has_its_native_modules(name: str) -> None:
     """They are optional, so an install says nothing where they do not compile."""
     importlib.import_module(f"megagpt.native.{name}")
@@ -65,11 +65,11 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> 
     native = {
         name
         for name in inside
-        if re.fullmatch(r"megagpt/native/_(attention|encoder|optimizer|pointwise|samples)\.[\w-]+\.so", name)
+        if re.fullmatch(r"megagpt/native/_(attention|encoder|optimizer|pointwise|samples|softmax)\.[\w-]+\.so", name)
     }
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "megagpt").rglob("*.py*") if path.suffix != ".pyc"}
     assert inside - native == modules
-    assert len(native) == (5 if COMPILER else 0), native
+    assert len(native) == (6 if COMPILER else 0), native
     others = {name.split("/")[0] for name in wheel.namelist()} - {"megagpt"}
     assert others == {f"megagpt-{__version__}.dist-info", f"megagpt-{__version__}.data"}
 

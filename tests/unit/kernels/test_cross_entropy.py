@@ -1,6 +1,6 @@
 """Cross-entropy of a chunk of logits against torch's own in float64: losses, gradients in place, padding columns.
 
-Both forms, torch's operations and the Triton kernel, which Triton's interpreter runs here.
+All forms: torch's operations, the CPU's kernel, and the Triton kernel, which Triton's interpreter runs here.
 """
 
 import math
@@ -13,13 +13,23 @@ import torch.nn.functional as F
 
 from megagpt.kernels import cross_entropy
 from megagpt.kernels.cross_entropy import VocabColumns, cross_entropy_in_place, reference_cross_entropy
+from megagpt.kernels.cross_entropy_native import native_rows, native_rows_fit
 from tests.parallel.harness import run_ranks
 from tests.unit.kernels.compiled import case, compile_all
 
 # float64, measured worst 1.8e-15
 TOLERANCE = 1e-13
 SHAPES = [(7, 5, 8), (12, 11, 16), (30, 128, 128), (1, 2, 64), (9, 1000, 1024)]
-TRITON = pytest.mark.parametrize("use_triton", [False, True])
+FORMS = pytest.mark.parametrize(
+    "form",
+    [
+        "torch",
+        "triton",
+        pytest.param(
+            "native", marks=pytest.mark.skipif(not native_rows_fit(torch.zeros(1, 1)), reason="no AVX-512, no compiler")
+        ),
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +82,14 @@ def test_one_rank_equals_torch(alone, monkeypatch, num_tokens, vocab, padded, bl
     assert torch.equal(logits[0], torch.zeros_like(logits[0]))
 
 
-@TRITON
+@FORMS
 @pytest.mark.parametrize("size", [1e4, -1e4])
-def test_extreme_logits_stay_finite(alone, size, use_triton):
+def test_extreme_logits_stay_finite(alone, size, form):
     """One score far from the others: the loss is that distance or zero, never inf or nan."""
     logits = torch.zeros(2, 8, dtype=torch.float32)
     logits[:, 2] = size
     columns = VocabColumns(6, 0, alone)
-    losses = cross_entropy_in_place(logits, torch.tensor([2, 3]), columns, torch.ones(2), use_triton)
+    losses = cross_entropy_in_place(logits, torch.tensor([2, 3]), columns, torch.ones(2), form)
     if size > 0:
         assert losses.tolist() == [0.0, size]
     else:
@@ -87,24 +97,26 @@ def test_extreme_logits_stay_finite(alone, size, use_triton):
     assert bool(logits.isfinite().all())
 
 
-@TRITON
-def test_what_is_not_finite_stays_so(alone, use_triton):
+@FORMS
+def test_what_is_not_finite_stays_so(alone, form):
     """A model that diverged must not look healthy: also not where the token does not count."""
     logits = torch.zeros(2, 8)
     logits[0, 1], logits[1, 3] = math.nan, math.inf
-    losses = cross_entropy_in_place(logits, torch.tensor([2, 3]), VocabColumns(6, 0, alone), torch.zeros(2), use_triton)
+    losses = cross_entropy_in_place(logits, torch.tensor([2, 3]), VocabColumns(6, 0, alone), torch.zeros(2), form)
     assert not losses.isfinite().any()
     assert not logits.isfinite().all(dim=1).any()
 
 
-@TRITON
+@FORMS
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11), (torch.float32, 1e-6)])
-def test_half_precision_logits_give_float32_losses(alone, dtype, bound, use_triton):
+def test_half_precision_logits_give_float32_losses(alone, dtype, bound, form):
+    if form == "native" and dtype == torch.float16:
+        pytest.skip("the CPU's kernel knows bf16 and fp32")
     logits, labels, weights = random_case(fresh_seed(), 30, 100, 128)
     logits = logits.to(dtype)
     weights = weights.float()
     wanted, wanted_gradient = torch_loss_and_gradient(logits, labels, weights.double(), 100)
-    losses = cross_entropy_in_place(logits, labels, VocabColumns(100, 0, alone), weights, use_triton)
+    losses = cross_entropy_in_place(logits, labels, VocabColumns(100, 0, alone), weights, form)
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses.double(), wanted, rtol=1e-6, atol=2e-6)
     assert (
@@ -112,24 +124,22 @@ def test_half_precision_logits_give_float32_losses(alone, dtype, bound, use_trit
     )  # rounding of values up to 1, in float32 of the log-sum-exp
 
 
-@TRITON
-def test_a_sure_prediction_keeps_its_small_gradient(alone, use_triton):
+@FORMS
+def test_a_sure_prediction_keeps_its_small_gradient(alone, form):
     """1 - p of 2e-4, 2e-8 and 2e-12 at the label, whose p rounds to 1 in float32 long before."""
     logits = torch.zeros(3, 4, dtype=torch.float32)
     logits[:, 1] = torch.tensor([9.6, 18.8, 28.0])
     exact = logits.double()
-    cross_entropy_in_place(
-        logits, torch.ones(3, dtype=torch.int64), VocabColumns(4, 0, alone), torch.ones(3), use_triton
-    )
+    cross_entropy_in_place(logits, torch.ones(3, dtype=torch.int64), VocabColumns(4, 0, alone), torch.ones(3), form)
     wanted = -3 / (exact[:, 1].exp() + 3)
     # the loss is the difference of two numbers around 20, each rounded to 2e-6
     assert float((logits[:, 1].double() - wanted).abs().max()) < 2e-6
 
 
-@TRITON
-def test_uniform_logits_cost_the_log_of_the_vocabulary(alone, use_triton):
+@FORMS
+def test_uniform_logits_cost_the_log_of_the_vocabulary(alone, form):
     columns = VocabColumns(100, 0, alone)
-    losses = cross_entropy_in_place(torch.zeros(3, 128), torch.tensor([0, 50, 99]), columns, None, use_triton)
+    losses = cross_entropy_in_place(torch.zeros(3, 128), torch.tensor([0, 50, 99]), columns, None, form)
     assert losses.tolist() == pytest.approx([math.log(100)] * 3, rel=1e-6)
 
 
@@ -168,13 +178,21 @@ def test_split_vocabulary_equals_torch(num_ranks):
             assert losses == ranks[0][key][3], f"ranks differ by rounding: {key}"
 
 
-@pytest.mark.parametrize("looped", [False, True])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "in one block",
+        "in several blocks",
+        pytest.param("native", marks=pytest.mark.skipif(not native_rows_fit(torch.zeros(1, 1)), reason="no AVX-512")),
+    ],
+)
 @pytest.mark.parametrize(("vocab", "padded", "num_ranks"), [(300, 384, 1), (300, 384, 3), (100, 384, 3), (257, 257, 1)])
-def test_the_triton_kernel_equals_the_reference(monkeypatch, looped, vocab, padded, num_ranks):
-    """Rows in one block and in several, of a whole vocabulary and of slices, one of which may be padding alone."""
+def test_the_kernels_equal_the_reference(monkeypatch, form, vocab, padded, num_ranks):
+    """Of a whole vocabulary and of slices, one of which may be padding alone."""
     from megagpt.kernels import cross_entropy_triton
 
-    if looped:
+    softmax_rows = native_rows if form == "native" else cross_entropy_triton.softmax_rows
+    if form == "in several blocks":
         monkeypatch.setattr(cross_entropy_triton, "row_block", lambda width: (64, 4))
     logits, labels, weights = random_case(fresh_seed(), 11, vocab, padded)
     logits, weights = logits.float(), weights.float()
@@ -183,17 +201,14 @@ def test_the_triton_kernel_equals_the_reference(monkeypatch, looped, vocab, padd
     slices = [part.clone() for part in logits.split(width, dim=1)]
     places = [(rank * width, min(max(vocab - rank * width, 0), width)) for rank in range(num_ranks)]
     if num_ranks == 1:
-        sums, scores = cross_entropy_triton.softmax_rows(slices[0], labels, *places[0], weights, None)
+        sums, scores = softmax_rows(slices[0], labels, *places[0], weights, None)
     else:
-        found = [
-            cross_entropy_triton.softmax_rows(part, labels, *place, None, None)
-            for part, place in zip(slices, places, strict=True)
-        ]
+        found = [softmax_rows(part, labels, *place, None, None) for part, place in zip(slices, places, strict=True)]
         assert all(torch.equal(part, before) for part, before in zip(slices, logits.split(width, dim=1), strict=True))
         sums = torch.logsumexp(torch.stack([one for one, _ in found]), 0)
         scores = torch.stack([score for _, score in found]).sum(0)
         for part, place in zip(slices, places, strict=True):
-            cross_entropy_triton.softmax_rows(part, labels, *place, weights, (sums, scores))
+            softmax_rows(part, labels, *place, weights, (sums, scores))
     torch.testing.assert_close((sums - scores).double(), wanted, rtol=1e-6, atol=2e-6)
     assert float((torch.cat(slices, dim=1).double() - wanted_gradient).abs().max()) < 1e-6
 
@@ -209,7 +224,7 @@ def test_the_triton_kernel_compiles_for_gpus_that_are_not_here():
                 pointers = dict.fromkeys(("sums_pointer", "weights_pointer", "scores_pointer"), "*fp32")
                 signature = {"logits_pointer": f"*{dtype}", "labels_pointer": "*i64", **pointers}
                 signature |= dict.fromkeys(("row_stride", "width", "num_valid", "first"), "i32")
-                constants = {"BLOCK": block, "WHOLE_ROW": block >= width, "IS_KNOWN": is_known, "WRITES": writes}
+                constants = {"BLOCK": block, "NUM_BLOCKS": -(-width // block), "IS_KNOWN": is_known, "WRITES": writes}
                 signature |= dict.fromkeys(constants, "constexpr")
                 module = "megagpt.kernels.cross_entropy_triton"
                 cases += [

@@ -235,7 +235,10 @@ def test_memory_of_logits_falls_to_a_quarter(alone, name):
     forms = {"whole": whole_logits, "chunks": partial(head_loss, columns=columns, chunks=chunks)}
     found = {}
     for form, loss in forms.items():
-        with FakeTensorMode(), mock.patch.object(cross_entropy, "_torch_rows", softmax_of_a_kernel):
+        with (
+            FakeTensorMode(),
+            mock.patch.multiple(cross_entropy, _torch_rows=softmax_of_a_kernel, _choose_form=lambda logits: "torch"),
+        ):
             hidden = torch.empty(2048, batch, hidden_size, dtype=torch.bfloat16, requires_grad=True)
             table = torch.empty(width, hidden_size, dtype=torch.bfloat16, requires_grad=True)
             labels, weights = torch.empty(2048, batch, dtype=torch.int64), torch.empty(2048, batch)
