@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -32,12 +33,21 @@ def takes_onednn(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype == torch.float32 and prefers_onednn()
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """left [M, K] times right [K, N] to [M, N]; either may be turned. No gradient."""
-    if takes_onednn(left.device, left.dtype):
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """left [M, K] times right [K, N] to [M, N]; either may be turned. No gradient.
+
+    `out` [M, N] is memory that the result may be in: oneDNN makes its own.
+    """
+    if takes_onednn(left.device, left.dtype) and type(left) is Tensor:  # a fake one has no oneDNN
         result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
         return result
-    return left @ right
+    return torch.mm(left, right) if out is None else torch.mm(left, right, out=out)
+
+
+@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+def _product_flops(values: torch.Size, weight: torch.Size, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """values [M, K], weight [N, K]; torch (2.13) leaves this operator out of its count."""
+    return 2 * values[0] * values[1] * weight[0]
 
 
 def fast_linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

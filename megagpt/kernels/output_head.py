@@ -19,6 +19,7 @@ from torch.distributed import ProcessGroup
 from megagpt.kernels.collectives import gather_tensor, reduce_scatter_tensor
 from megagpt.kernels.cross_entropy import VocabColumns, cross_entropy_in_place, reference_cross_entropy
 from megagpt.kernels.head_chunks import HeadChunks, head_chunks
+from megagpt.kernels.matmul import product, takes_onednn
 
 # fp16 gradients are made this many times as large, as probabilities below 6e-8 would be zero; DeepSpeed's loss scale
 # acts on the loss, after the forward pass that makes them
@@ -125,7 +126,10 @@ class _Gradients:
         if self._wants_hidden:
             if self._hidden is None:
                 self._hidden = torch.empty_like(hidden)
-            torch.mm(grad_logits, table, out=self._hidden[rows])
+            into = self._hidden[rows]
+            made = product(grad_logits, table, out=into)
+            if made is not into:
+                into.copy_(made)
             if rows.stop >= len(hidden):
                 reduction = self._start_reduction()
         if self._wants_table:
@@ -169,7 +173,7 @@ def _run_chunks(
     losses = []
     for start in range(0, num_tokens, chunks.tokens):
         rows = slice(start, min(start + chunks.tokens, num_tokens))
-        logits = torch.mm(hidden[rows], table.t(), out=buffer[: rows.stop - start])
+        logits = product(hidden[rows], table.t(), out=buffer[: rows.stop - start])
         weights = None if gradients is None else gradients.weights[rows]
         losses.append(cross_entropy_in_place(logits, labels[rows], columns, weights))
         if gradients is not None:
@@ -188,6 +192,8 @@ def _whole_hidden(hidden: Tensor, group: ProcessGroup, sequence_parallel: bool) 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor, wide_sum: bool) -> Tensor:
     """total + left @ right, in place; `total` None is zero. With `wide_sum` it is summed in float32."""
     if not wide_sum:
+        if takes_onednn(left.device, left.dtype):
+            return product(left, right) if total is None else total.add_(product(left, right))
         return torch.mm(left, right) if total is None else total.addmm_(left, right)
     if left.is_cuda and _SUMS_IN_GEMM:
         if total is None:
@@ -195,8 +201,8 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor, wide_sum: bo
         return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     if left.dtype == torch.float16:  # its products can be too large for fp16
         left, right = left.float(), right.float()
-    product = torch.mm(left, right)
-    return product.float() if total is None else total.add_(product)
+    summand = torch.mm(left, right)
+    return summand.float() if total is None else total.add_(summand)
 
 
 def _scale(values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -56,8 +56,8 @@ class GPTChunk(nn.Module):
         """Loss of each token in nats, [B, S] float32, unmasked; of a whole model in one chunk, without gradients."""
         assert self.stage.has_embedding, "token_losses needs the whole model in one chunk"
         assert self.stage.has_head, "token_losses needs the whole model in one chunk"
-        mask = None if batch.documents is None else document_mask(batch.documents)
-        hidden = self._decode(batch.tokens, batch.positions, None, LayerContext(mask), None)
+        documents = None if batch.documents is None else PackedDocuments(batch.documents)
+        hidden = self._decode(batch.tokens, batch.positions, None, LayerContext(documents), None)
         table = self.embedding.tokens.weight
         return self.head.token_losses(self.final_norm(hidden), table, batch.labels.transpose(0, 1)).transpose(0, 1)
 

@@ -33,10 +33,12 @@ _PHASES = frozenset(phase.value for phase in Phase)
 _DEVICE_CATEGORIES = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _RUNTIME_CATEGORIES = frozenset({"cuda_runtime", "cuda_driver"})
 _WAITS = ("Synchronize", "cudaMemcpy")  # cudaMemcpyAsync returns at once and is none
+_TURNED_PRODUCT = "mkldnn::_linear_pointwise"  # its right factor is [N, K]
 # what multiplies matrices by itself: (left factor, right factor) among its inputs
 _PRODUCTS = {"aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::bmm": (0, 1), "aten::baddbmm": (1, 2)} | {
     "aten::_scaled_mm": (0, 1),
     "aten::_addmm_activation": (1, 2),
+    _TURNED_PRODUCT: (0, 1),
 }
 _MOST_OPERATORS = 15
 _LONGEST_NAME = 60
@@ -151,7 +153,9 @@ def product_flops(event: Event) -> float:
     if factors is None or not shapes or event.get("cat") != "cpu_op":
         return 0.0
     left, right = shapes[factors[0]], shapes[factors[1]]
-    return 2.0 * prod(left) * right[-1] if left and right else 0.0
+    if not left or not right:
+        return 0.0
+    return 2.0 * prod(left) * (right[0] if event["name"] == _TURNED_PRODUCT else right[-1])
 
 
 def _group_in_phase(group: Group, phase: str, on_device: bool) -> Group:
