@@ -103,9 +103,11 @@ def test_deepspeed_config_of_fp32():
     assert "scheduler" not in config
 
 
-def test_deepspeed_config_of_bf16():
-    config = deepspeed_config("--train.precision=bf16")
-    assert config["bf16"] == {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True}
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_config_of_bf16(stage):
+    config = deepspeed_config("--train.precision=bf16", f"--parallel.zero_stage={stage}")
+    ours_adds_up = stage == 1  # parallel/bf16_update.py
+    assert config["bf16"] == {"enabled": True, "immediate_grad_update": not ours_adds_up, "check_grad_overflow": True}
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert "fp16" not in config
 
