@@ -10,7 +10,7 @@ new weights at once. Checkpoints read and write the same buffers (optimizer_piec
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -41,10 +41,11 @@ class _Group(NamedTuple):
 class Bf16Update:
     """One of a rank's Engine. It takes each parameter's gradient as soon as the backward pass has it."""
 
-    def __init__(self, optimizer: Any, mesh: Mesh, clip_grad: float) -> None:
+    def __init__(self, optimizer: Any, mesh: Mesh, clip_grad: float, fused: Iterable[nn.Parameter] = ()) -> None:
         """`optimizer`: a BF16_Optimizer that does not add up gradients itself (immediate_grad_update false).
 
-        `clip_grad`: largest global norm; 0: none.
+        `clip_grad`: largest global norm; 0: none. `fused`: weights whose layers add their gradients to `main_grad`
+        themselves (megatron-core's gradient_accumulation_fusion).
         """
         self._optimizer, self._mesh, self._clip_grad = optimizer, mesh, clip_grad
         self._groups = [self._group(number) for number in range(len(optimizer.bf16_groups))]
@@ -52,8 +53,12 @@ class Bf16Update:
         for parameters, views in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
             for parameter, view in zip(parameters, views, strict=True):
                 self.gradients[parameter] = view
-                parameter.register_post_accumulate_grad_hook(self._take)
-        self._taken: set[nn.Parameter] = set()  # those with a gradient in this step
+        self._fused = frozenset(fused)
+        for parameter in self.gradients.keys() - self._fused:
+            parameter.register_post_accumulate_grad_hook(self._take)
+        for parameter in self._fused:
+            parameter.main_grad = self.gradients[parameter].view(parameter.shape)  # type: ignore[attr-defined]
+        self._taken = set(self._fused)  # those whose sum is of this step
 
     def finish_accumulation(self) -> None:
         """The step's last micro-batch is over: gradients of parameters that took no part are zero."""
@@ -63,7 +68,9 @@ class Bf16Update:
 
     def forget(self) -> None:
         """Leave the step's gradients out: the next one begins anew."""
-        self._taken.clear()
+        for parameter in self._fused:
+            self.gradients[parameter].zero_()
+        self._taken = set(self._fused)
 
     def update(self, lr: float) -> float:
         """Average over the gradient group, clip, update, gather. Returns the global norm of the averaged gradients.
@@ -75,8 +82,8 @@ class Bf16Update:
             for group in self._groups:
                 _reduce_scatter(group.own_gradient, group.gradient, group=mesh.gradient_group)
         norm = self._norm() / size
-        self.forget()
         if not math.isfinite(norm):
+            self.forget()
             return norm
         clips = 0 < self._clip_grad < norm
         scale = (self._clip_grad / (norm + 1e-6) if clips else 1.0) / size  # as torch's clip_grad_norm_
@@ -84,6 +91,7 @@ class Bf16Update:
             self._update_group(group, lr, scale)
             if size > 1:
                 _all_gather(group.weight, group.own_weight, group=mesh.gradient_group)
+        self.forget()
         return norm
 
     def _take(self, parameter: nn.Parameter) -> None:

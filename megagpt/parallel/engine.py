@@ -100,7 +100,8 @@ class Engine:
         self.module: StageModule = self.deepspeed.module
         self.named_parameters = global_named_parameters(self.module.chunks)
         is_bf16 = hasattr(self.optimizer, "bf16_groups")  # BF16_Optimizer: bf16 with ZeRO 1
-        self._bf16 = Bf16Update(self.optimizer, mesh, clip_grad) if is_bf16 else None
+        fused = [m.weight for m in self.module.modules() if getattr(m, "gradient_accumulation_fusion", False)]
+        self._bf16 = Bf16Update(self.optimizer, mesh, clip_grad, fused) if is_bf16 else None
         if self._reduces_in_backward:
             self._sum_over_tensor_ranks_in_backward()
         mcore.grad_scale_func = self._scale_loss if self._fp16 else None

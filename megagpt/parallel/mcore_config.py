@@ -40,7 +40,7 @@ def make_mcore_config(
         bf16=precision == "bf16",
         perform_initialization=False,
         use_cpu_initialization=mesh.device.type == "cpu",
-        gradient_accumulation_fusion=False,  # needs apex, and DeepSpeed owns the fp32 accumulation
+        gradient_accumulation_fusion=False,  # training/build.py sets it where apex is
         deterministic_mode=False,
         calculate_per_token_loss=True,  # the schedule divides nothing: our loss function gives Σ loss / Σ tokens
         deallocate_pipeline_outputs=False,  # DeepSpeed's backward hooks hold the output tensor

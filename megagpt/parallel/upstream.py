@@ -111,6 +111,14 @@ _MEGATRON = [
         parameters="init_method reduce_scatter_embeddings config tp_group",
     ),
     Upstream(
+        _LAYERS,
+        "",
+        "parallel/bf16_update.py",
+        "weight gradients that a product adds to their sums itself, by apex's extension",
+        mentions="main_grad fused_weight_gradient_mlp_cuda wgrad_gemm_accum_fp32",
+    ),
+    Upstream(_LAYERS, "", _ENGINE, "which weights these are", mentions="gradient_accumulation_fusion"),
+    Upstream(
         "megatron.core.enums",
         "ModelType.encoder_or_decoder",
         "parallel/schedule.py",

@@ -1,5 +1,7 @@
 """From a plan to this rank's model with its optimizer. Every rank of the mesh calls `build_engine` together."""
 
+import importlib.util
+
 import torch
 from torch import nn
 
@@ -27,8 +29,23 @@ def build_engine(plan: RunPlan, mesh: Mesh) -> Engine:
 def make_rank_mcore_config(plan: RunPlan, mesh: Mesh) -> McoreConfig:
     """megatron-core's configuration of a plan."""
     layout = plan.layout
-    precision = plan.config.train.precision
-    return make_mcore_config(plan.spec, mesh, precision, layout.sequence_parallel, layout.virtual_stages)
+    config = make_mcore_config(
+        plan.spec, mesh, plan.config.train.precision, layout.sequence_parallel, layout.virtual_stages
+    )
+    config.gradient_accumulation_fusion = fuses_weight_gradients(plan, mesh.device)
+    return config
+
+
+def fuses_weight_gradients(plan: RunPlan, device: torch.device) -> bool:
+    """Whether the products of the backward pass add weight gradients to their float32 sums themselves.
+
+    apex's extension does, on CUDA, into the buffers of parallel/bf16_update.py; a pass over memory for each weight and
+    micro-batch is saved (unmeasured). Products in float8 are ours and do not.
+    """
+    train, parallel = plan.config.train, plan.config.parallel
+    keeps_sums = train.precision == "bf16" and plan.layout.zero_stage == 1 and parallel.offload_optimizer == "none"
+    has_apex = device.type == "cuda" and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+    return keeps_sums and has_apex and not train.fp8
 
 
 def build_chunks(plan: RunPlan, mesh: Mesh, mcore: McoreConfig) -> list[nn.Module]:

@@ -1,5 +1,8 @@
 """Dense peak FLOP/s of known devices, for model FLOP/s utilisation (MFU). Unknown devices have none, and no MFU."""
 
+import re
+from pathlib import Path
+
 import torch
 
 # dense (no sparsity) tensor-core peaks for bf16 and fp16 with fp32 accumulation, in TFLOP/s, from vendors' data sheets;
@@ -39,3 +42,20 @@ def peak_tflops(name: str, precision: str) -> float | None:
         if words.issuperset(wanted):
             return None if words & OTHER_DEVICE_WORDS - set(wanted) else peak
     return None
+
+
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def slow_precision(precision: str) -> str | None:
+    """What to tell of a precision that the CPU is slow in, where that is what trains: bfloat16 without instructions.
+
+    None where there is a GPU, where it is not slow, and where the processor does not say what it has.
+    """
+    if precision != "bf16" or torch.cuda.is_available() or not _CPU_INFO.exists():
+        return None
+    text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    if found is None or set(found[1].split()) & {"avx512_bf16", "amx_bf16", "bf16"}:
+        return None
+    return 'this CPU has no bfloat16 instructions: train.precision = "fp32" is faster on it'

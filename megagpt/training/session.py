@@ -22,7 +22,7 @@ from megagpt.plan_layout import describe_axes
 from megagpt.training.build import build_engine
 from megagpt.training.data import describe_data
 from megagpt.training.data_hashes import verify_alone, verify_together
-from megagpt.training.devices import device_name, peak_tflops
+from megagpt.training.devices import device_name, peak_tflops, slow_precision
 from megagpt.training.exit_status import COMPLETE, RESTART
 from megagpt.training.host_memory import keep_freed_memory
 from megagpt.training.loop import TrainingRun, train
@@ -205,5 +205,6 @@ def describe_start(prepared: PreparedRun, console: Console) -> None:
     for line in describe_data(prepared.data, plan):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     describe_resume(prepared, console)
-    for note in plan.notes:
+    slow = slow_precision(train.precision)
+    for note in (*plan.notes, *([slow] if slow else [])):
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

@@ -1,8 +1,11 @@
 """Peaks of devices by the names that `nvidia-smi -L` gives them, and none where a name only resembles a known one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from megagpt.training import devices
 from megagpt.training.devices import device_name, peak_tflops
 
 
@@ -63,3 +66,27 @@ def test_others_have_no_peak(name):
 
 def test_the_cpu_has_a_name():
     assert device_name(torch.device("cpu")) == "CPU"
+
+
+@pytest.mark.parametrize(
+    ("text", "precision", "is_slow"),
+    [
+        ("flags\t\t: fpu avx2 avx512f\n", "bf16", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", "bf16", False),
+        ("flags\t\t: fpu amx_bf16\n", "bf16", False),
+        ("Features\t: fp asimd bf16\n", "bf16", False),
+        ("Features\t: fp asimd\n", "bf16", True),
+        ("flags\t\t: fpu avx2\n", "fp32", False),
+        ("hart\t: 0\n", "bf16", False),
+    ],
+)
+def test_a_cpu_without_bfloat16_is_told(
+    text: str, precision: str, is_slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\n{text}", encoding="utf-8")
+    monkeypatch.setattr(devices, "_CPU_INFO", path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (devices.slow_precision(precision) is not None) == is_slow
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.slow_precision(precision) is None
