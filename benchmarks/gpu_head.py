@@ -15,6 +15,7 @@ N chunks       megagpt with that many; `wide`: the table's gradient is summed in
 
 import argparse
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -23,6 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist

@@ -26,7 +26,8 @@ class Batch(NamedTuple):
 
     def pin_memory(self) -> "Batch":
         """The same micro-batch in pinned memory, from which a copy to a CUDA device does not hold up the host."""
-        tokens, labels, loss_mask, positions = (part.pin_memory() for part in self[:4])
+        # positions may be one row for all sequences, which no copy can be written into
+        tokens, labels, loss_mask, positions = (part.contiguous().pin_memory() for part in self[:4])
         return Batch(
             tokens, labels, loss_mask, positions, None if self.documents is None else self.documents.pin_memory()
         )

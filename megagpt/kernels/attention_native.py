@@ -1,7 +1,7 @@
 """Causal attention on CPUs with AVX-512 and its bfloat16 instructions: native/attention.cpp as a torch operator.
 
 Scores stay in the processor's cache, keys that a query does not see are left out in blocks of 64, sums are in float32.
-torch's own CPU kernel takes three to five times as long (benchmarks/results/cpu-*). Knows nothing of ranks or layers.
+torch's own CPU kernel takes several times as long (benchmarks/cpu_train.py). Knows nothing of ranks or layers.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Matrix products in float32 on CPUs on which the library that torch calls for them is not the fast one.
 
 torch hands float32 products to MKL, which leaves AVX-512 unused on AMD's processors; oneDNN, which torch has too, takes
-half the time there (EPYC of family 26: 95 against 200 GFLOP/s on one core, benchmarks/results/cpu-*). In bfloat16 torch
-calls oneDNN itself. On Intel's processors MKL stays (unmeasured).
+half the time there (an EPYC of family 26, one core). In bfloat16 torch calls oneDNN itself. On Intel's processors MKL
+stays (unmeasured).
 
 Legend: T tokens, K inputs, N outputs. Knows nothing of ranks.
 """
@@ -44,10 +44,13 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.mm(left, right) if out is None else torch.mm(left, right, out=out)
 
 
-@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
 def _product_flops(values: torch.Size, weight: torch.Size, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     """values [M, K], weight [N, K]; torch (2.13) leaves this operator out of its count."""
     return 2 * values[0] * values[1] * weight[0]
+
+
+if torch.backends.mkldnn.is_available():
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_product_flops)
 
 
 def fast_linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

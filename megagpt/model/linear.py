@@ -49,4 +49,6 @@ def _kind(build: StageBuild, float8: type, fast: type, megatron: type) -> Any:
     """Whose matrix product the linears of this run use."""
     if build.float8:
         return float8
-    return fast if takes_onednn(build.mesh.device, build.mcore.params_dtype) else megatron
+    # megatron-core's product keeps a part of a gathered sequence for its backward pass, ours would keep all of it
+    is_alone = build.mesh.tensor_size == 1
+    return fast if is_alone and takes_onednn(build.mesh.device, build.mcore.params_dtype) else megatron

@@ -151,9 +151,10 @@ inline void pack_rows(BFloat16, const half* from, i64 from_stride, i64 rows, i64
         }
 }
 
-// 2 to the x, for x <= 0; relative error 2e-7, 0 below 2^-149.
+// 2 to the x, for x <= 0; relative error 2e-7, 0 below 2^-149. What is no number stays none: the second operand of a
+// maximum is the one that is given then.
 inline __m512 exp2_of_negative(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
     const __m512 whole = _mm512_roundscale_ps(x, 8);
     const __m512 f = _mm512_sub_ps(x, whole);
     __m512 sum = _mm512_set1_ps(1.5403530e-4f);

@@ -59,6 +59,7 @@ class Bf16Update:
         for parameter in self._fused:
             parameter.main_grad = self.gradients[parameter].view(parameter.shape)  # type: ignore[attr-defined]
         self._taken = set(self._fused)  # those whose sum is of this step
+        self.num_updates = 0  # AdamW's step count, on the host: reading it from the device would wait for it
 
     def finish_accumulation(self) -> None:
         """The step's last micro-batch is over: gradients of parameters that took no part are zero."""
@@ -87,6 +88,7 @@ class Bf16Update:
             return norm
         clips = 0 < self._clip_grad < norm
         scale = (self._clip_grad / (norm + 1e-6) if clips else 1.0) / size  # as torch's clip_grad_norm_
+        self.num_updates += 1
         for group in self._groups:
             self._update_group(group, lr, scale)
             if size > 1:
@@ -114,8 +116,8 @@ class Bf16Update:
     def _update_group(self, group: _Group, lr: float, scale: float) -> None:
         state, adam = adam_state(self._optimizer, group.master), group.adam
         state["step"] += 1
-        (beta1, beta2), number = adam["betas"], int(state["step"])
-        step = AdamWStep(number, lr, beta1, beta2, adam["eps"], adam["weight_decay"])
+        beta1, beta2 = adam["betas"]
+        step = AdamWStep(self.num_updates, lr, beta1, beta2, adam["eps"], adam["weight_decay"])
         moments = state["exp_avg"], state["exp_avg_sq"]
         update_masters(group.master.detach(), group.own_weight, group.own_gradient, *moments, step, scale)
 

@@ -227,6 +227,8 @@ class Engine:
     def continue_from(self, progress: OptimizerProgress) -> None:
         """Go on once every rank's `held_pieces` are filled. Gathers weights over the gradient group."""
         pieces.set_num_updates(self.optimizer, progress.updates)
+        if self._bf16 is not None:
+            self._bf16.num_updates = progress.updates
         if progress.loss_scale is not None:
             pieces.set_loss_scale(self.optimizer, progress.loss_scale)
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints

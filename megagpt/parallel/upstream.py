@@ -118,6 +118,7 @@ _MEGATRON = [
         mentions="main_grad fused_weight_gradient_mlp_cuda wgrad_gemm_accum_fp32",
     ),
     Upstream(_LAYERS, "", _ENGINE, "which weights these are", mentions="gradient_accumulation_fusion"),
+    Upstream(_LAYERS, "_grad_accum_fusion_available", "training/build.py", "whether that extension can be imported"),
     Upstream(
         "megatron.core.enums",
         "ModelType.encoder_or_decoder",

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megagpt.kernels import cross_entropy, head_chunks, output_head
+from megagpt.kernels import cross_entropy, head_chunks, matmul, output_head
 from megagpt.model import attention as model_attention
 from megagpt.parallel.cpu import patch_deepspeed_for_cpu
 from megagpt.parallel.engine import StageModule
@@ -74,6 +74,8 @@ def _stand_ins() -> list[Any]:
         mock.patch.object(coordinator, "assert_ints_same_as_other_ranks"),
         # kernels that no CPU has
         mock.patch.object(model_attention, "attention", _attention),
+        # nor a library for float32 products that only CPUs have
+        mock.patch.object(matmul, "prefers_onednn", lambda: False),
         # the head works in chunks of tokens, and they in blocks of rows, which are larger on a GPU
         *(
             mock.patch.dict(sizes, cpu=sizes["cuda"])

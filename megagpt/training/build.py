@@ -1,8 +1,7 @@
 """From a plan to this rank's model with its optimizer. Every rank of the mesh calls `build_engine` together."""
 
-import importlib.util
-
 import torch
+from megatron.core.tensor_parallel import layers
 from torch import nn
 
 from megagpt.config import TrainSection
@@ -44,7 +43,7 @@ def fuses_weight_gradients(plan: RunPlan, device: torch.device) -> bool:
     """
     train, parallel = plan.config.train, plan.config.parallel
     keeps_sums = train.precision == "bf16" and plan.layout.zero_stage == 1 and parallel.offload_optimizer == "none"
-    has_apex = device.type == "cuda" and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+    has_apex = device.type == "cuda" and layers._grad_accum_fusion_available  # also False where it does not fit torch
     return keeps_sums and has_apex and not train.fp8
 
 

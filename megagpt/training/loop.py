@@ -87,7 +87,7 @@ def train(run: TrainingRun, first_step: int) -> Stopped | None:
 
 def _train_step(run: TrainingRun, reader: ReadAhead, step: int) -> tuple[StepTotals, list[RankSigns]]:
     """The 0-based step: read, forward, backward, update, record. The host waits for the device in `gather_signs`, and
-    where DeepSpeed does."""
+    where the update reads the norm."""
     plan, engine, mesh, progress = run.prepared.plan, run.engine, run.mesh, run.progress
     run.recorder.start_step()
     progress.mark(Phase.DATA, step + 1)
@@ -96,7 +96,7 @@ def _train_step(run: TrainingRun, reader: ReadAhead, step: int) -> tuple[StepTot
         reader.begin(run.policies.samples_of(plan.step_batch(step + 1)))
     progress.mark(Phase.TOKENS)
     # DeepSpeed averages over the gradient ranks: the weight makes that a sum over all tokens that count
-    loss_weight = mesh.gradient_size / reduce_num_loss_tokens(micro_batches, mesh)
+    loss_weight = mesh.gradient_size / reduce_num_loss_tokens(micro_batches, mesh).clamp(min=1)
     progress.mark(Phase.PASSES)
     run.own_seconds.begin_passes()
     seed = dropout_seed(plan.config.run.seed, step, mesh.data_rank)

@@ -75,6 +75,7 @@ class DeviceMemory:
         """Write the snapshot and stop following. Raises OSError where it cannot be written."""
         partial = Path(f"{path}.partial")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.cuda.memory._dump_snapshot(str(partial))
             os.replace(partial, path)
         finally:

@@ -87,7 +87,6 @@ class Recording:
         if self._device_memory is not None:
             following, self._device_memory = self._device_memory, None
             self._memory = following.use()
-            self._folder.mkdir(parents=True, exist_ok=True)
             name = f"memory-rank{self._mesh.rank}.pickle"
             following.write(self._folder / name)
             self._files.append(name)

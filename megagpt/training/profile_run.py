@@ -133,7 +133,7 @@ class RunProfile:
     def _written(self, recording: Recording) -> _Written:
         try:
             recorded = recording.finish()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a trace that is cut short is no JSON
             return _Written(None, trouble=self._describe(error))
         mesh = self._mesh
         if mesh.device.type == "cuda" and not recorded.times.on_device:
@@ -181,8 +181,9 @@ class RunProfile:
             return
         self._print(f"wrote {page}; beside it {', '.join(files)}, to be opened at https://ui.perfetto.dev")
 
-    def _describe(self, error: OSError) -> str:
-        return f"{self._folder} could not be written: {error.strerror}; training goes on, its profile is not whole"
+    def _describe(self, error: OSError | ValueError) -> str:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return f"{self._folder} could not be written: {reason}; training goes on, its profile is not whole"
 
     def _print(self, line: str, style: str | None = None) -> None:
         self._console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -16,6 +16,8 @@ from megagpt.data.batch import Batch
 from megagpt.data.stream import BatchStream, cut
 from megagpt.plan_batches import StepBatch
 
+_LONGEST_WAIT_SECONDS = 10.0  # for a batch that is being read when training ends
+
 
 class _Read:
     """One batch: asked for, then read by the thread."""
@@ -50,15 +52,18 @@ class ReadAhead:
         self._stream, self._device = stream, device
         self._asked: SimpleQueue[_Read | None] = SimpleQueue()
         self._ahead: _Read | None = None
+        self._thread = threading.Thread(target=self._serve, name="read ahead", daemon=True)
 
     def __enter__(self) -> "ReadAhead":
-        threading.Thread(target=self._serve, name="read ahead", daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._asked.put(None)  # ends the thread after what it reads; nobody waits for a disk that does not answer
+        self._asked.put(None)  # ends the thread after what it reads
+        # Python ends badly while a thread is in torch; but nobody waits for a disk that does not answer
+        self._thread.join(_LONGEST_WAIT_SECONDS)
 
     def begin(self, step: StepBatch) -> None:
         """Begin to read a step's batch, for `take` to give."""

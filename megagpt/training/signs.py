@@ -1,7 +1,8 @@
 """What every rank tells all others once a step: its loss, are its gradients finite, must it stop, how long it took.
 
 One sum over all ranks carries it, before the update, so that every rank decides the same. It is made on the device and
-read by the host once: the only place of a step, but for DeepSpeed's own, where the host waits for the device.
+read by the host once: the only place of a step, but for the norm that the update clips by, where the host waits for the
+device.
 """
 
 import math

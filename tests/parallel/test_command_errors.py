@@ -61,9 +61,7 @@ def test_an_error_is_told_also_where_rank_0_is_the_last_to_find_it(folder: Path)
     (site / "sitecustomize.py").write_text("import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(1.5)\n")
     status, errors, _ = launch(folder, "--train.lrr=3", PYTHONPATH=f"{site}{os.pathsep}{REPOSITORY}")
     assert status != 0
-    assert errors == [
-        "error: unknown argument --train.lrr (command line); did you mean --train.lr or --train.clip_grad?"
-    ]
+    assert errors == ["error: unknown argument --train.lrr (command line); did you mean --train.lr or --train.fp8?"]
 
 
 def test_a_rank_that_is_alone_with_its_error_tells_it(folder: Path) -> None:

@@ -3,11 +3,13 @@
 import time
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from torch._C._distributed_c10d import FakeWork, Work
 
 from megagpt.config_file import load_config
+from megagpt.kernels import matmul
 from megagpt.parallel.mesh import build_mesh
 from megagpt.plan import RunPlan, make_plan
 from megagpt.plan_schedule import Pass
@@ -70,7 +72,8 @@ def real_step(arguments: list[str]) -> tuple[Counter[Collective], tuple[Pass, ..
     layout = plan.layout
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context)
     storages = StorageLog(logit_widths(plan, mesh))
-    with SettledWatch(mesh, storages, gathers_weights=layout.zero_stage == 3) as watch:
+    as_on_a_gpu = patch.object(matmul, "prefers_onednn", lambda: False)
+    with as_on_a_gpu, SettledWatch(mesh, storages, gathers_weights=layout.zero_stage == 3) as watch:
         engine = build_engine(plan, mesh)
         mark_state(engine, plan, storages)
         whole = plan.batches.stages[-1].num_micro_batches
