@@ -75,7 +75,7 @@ def _stand_ins() -> list[Any]:
         # kernels that no CPU has
         mock.patch.object(model_attention, "attention", _attention),
         # nor a library for float32 products that only CPUs have
-        mock.patch.object(matmul, "prefers_onednn", lambda: False),
+        mock.patch.object(matmul, "prefers_onednn", return_value=False),
         # the head works in chunks of tokens, and they in blocks of rows, which are larger on a GPU
         *(
             mock.patch.dict(sizes, cpu=sizes["cuda"])

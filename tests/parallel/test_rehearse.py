@@ -72,7 +72,7 @@ def real_step(arguments: list[str]) -> tuple[Counter[Collective], tuple[Pass, ..
     layout = plan.layout
     mesh = build_mesh(layout.tensor, layout.pipeline, layout.virtual_stages, layout.context)
     storages = StorageLog(logit_widths(plan, mesh))
-    as_on_a_gpu = patch.object(matmul, "prefers_onednn", lambda: False)
+    as_on_a_gpu = patch.object(matmul, "prefers_onednn", return_value=False)
     with as_on_a_gpu, SettledWatch(mesh, storages, gathers_weights=layout.zero_stage == 3) as watch:
         engine = build_engine(plan, mesh)
         mark_state(engine, plan, storages)
