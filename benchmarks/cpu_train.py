@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -38,22 +39,33 @@ _PARTS = re.compile(r"(products|attention|update) ([\d.]+)")
 
 
 class Contender:
-    """A process that trains; it runs only within `round`."""
+    """Processes that train, a rank each; they run only within `warm_up` and `round`, and the first one speaks."""
 
-    def __init__(self, name: str, command: list[str], threads: int) -> None:
-        self.name, self.seconds, self.parts = name, [], []  # type: tuple[str, list[list[float]], list[dict[str, float]]]
+    def __init__(self, name: str, command: list[str], threads: int = 1, ranks: int = 1) -> None:
+        self.name, self.command, self.threads, self.ranks = name, command, threads, ranks
+        self.seconds: list[list[float]] = []
+        self.parts: list[dict[str, float]] = []
         self._said: list[str] = []
-        self._process = subprocess.Popen(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # stopped and continued with all of its ranks
-        )
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def start(self) -> None:
+        """Start every rank."""
+        quiet = {"OMP_NUM_THREADS": str(self.threads), "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(self.ranks)}
+        for rank in range(self.ranks):
+            own = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} if self.ranks > 1 else {}
+            started = subprocess.Popen(
+                self.command,
+                env={**os.environ, **quiet, **own},
+                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self._processes.append(started)
 
     def warm_up(self, steps: int) -> None:
-        """Run a few steps, which compile and allocate; then stop."""
+        """Start, and run a few steps, which compile and allocate; then stop."""
+        self.start()
         for _ in range(steps):
             self._next_step()
         self._signal(signal.SIGSTOP)
@@ -73,32 +85,38 @@ class Contender:
 
     def memory_gib(self) -> float:
         """Resident memory of its largest process now; ours keeps what it has freed."""
-        pids = subprocess.run(["pgrep", "-s", str(self._process.pid)], capture_output=True, text=True).stdout.split()
-        found = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids]
+        found = [int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) for process in self._processes]
         return max(found) * os.sysconf("SC_PAGE_SIZE") / 2**30
 
     def end(self) -> None:
-        """Leave nothing running."""
+        """Leave nothing running; also where it has not been started."""
         self._signal(signal.SIGKILL)
-        self._process.wait()
+        for process in self._processes:
+            process.wait()
 
     def _next_step(self) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        assert self._processes[0].stdout is not None
+        for line in self._processes[0].stdout:
             self._said.append(line)
             if _STEP.match(line):
                 return line
         raise SystemExit(f"{self.name} ended:\n" + "".join(self._said[-30:]))
 
     def _signal(self, number: int) -> None:
-        os.killpg(self._process.pid, number)
+        for process in self._processes:
+            process.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def ours(
     precision: str, length: int, micro_batch: int, ranks: int, options: argparse.Namespace, folder: str
 ) -> list[str]:
     """`megagpt train` on so many ranks that share the batch."""
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     settings = {
         "run.folder": f"{folder}/{precision}-{length}-{ranks}",
         "tokenizer.path": f"{folder}/data/tokenizer.json",
@@ -120,29 +138,29 @@ def ours(
         "evaluation.max_batches": 1,
     }
     program = [str(ROOT / "pretrain" / "pretrain_gpt.py"), "gpt3-base"]
-    return [sys.executable, *launch, *program, *(f"--{name}={value}" for name, value in settings.items())]
+    return [sys.executable, *program, *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def contenders(case: str, options: argparse.Namespace, folder: str) -> list[Contender]:
     """All of a case, on one core each."""
     precision, length, micro_batch = CASES[case]
     other = str(Path(__file__).with_name("cpu_contender.py"))
-    made = [Contender("ours", ours(precision, length, micro_batch, 1, options, folder), 1)]
+    made = [Contender("ours", ours(precision, length, micro_batch, 1, options, folder))]
     kinds = {name: (name, precision) for name in options.peers}
     if precision == "bf16" and "nanogpt-compiled" in options.peers:
         kinds[WITHOUT_MASTERS] = ("nanogpt-compiled", "bf16-weights")
     kinds["floor"] = ("floor", precision)
     for name, (kind, numbers) in kinds.items():
         sizes = map(str, options.shape._replace(length=length))
-        made.append(Contender(name, [sys.executable, other, kind, numbers, str(micro_batch), *sizes], 1))
-        made[-1].warm_up(1)  # one after the other: compiling takes minutes
-    made[0].warm_up(2)
+        made.append(Contender(name, [sys.executable, other, kind, numbers, str(micro_batch), *sizes]))
     return made
 
 
 def measure(made: list[Contender], options: argparse.Namespace) -> dict[str, Any]:
-    """Interleaved rounds of contenders that are warm; every step's seconds."""
+    """Interleaved rounds, once all are warm; every step's seconds."""
     try:
+        for contender in made:  # one after the other: compiling takes minutes
+            contender.warm_up(3)
         for contender in made:
             contender.round(1)
         for contender in made:
@@ -168,11 +186,9 @@ def measure_ranks(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """The same batch on two cores: one rank with two threads, two ranks with one."""
     precision, length, micro_batch = CASES["bf16 4x256"]
     made = [
-        Contender(f"{ranks} × {threads}", ours(precision, length, micro_batch, ranks, options, folder), threads)
+        Contender(f"{ranks} × {threads}", ours(precision, length, micro_batch, ranks, options, folder), threads, ranks)
         for ranks, threads in ((1, 2), (2, 1))
     ]
-    for contender in made:
-        contender.warm_up(3)
     return measure(made, options)
 
 
