@@ -6,11 +6,11 @@
 #include <Python.h>
 
 #include <atomic>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
 #include "attention_blocks.h"
+#include "threads.h"
 
 namespace {
 
@@ -49,7 +49,7 @@ struct Call {
                 work(task / key_heads, task % key_heads, scratch);
         };
         std::vector<std::thread> others;
-        for (int i = 1; i < num_threads && i < batch * key_heads; ++i) others.emplace_back(take);
+        for (int i = 1; i < num_threads && i < batch * key_heads; ++i) start_thread(others, take);
         take();
         for (std::thread& other : others) other.join();
     }

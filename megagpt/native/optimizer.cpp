@@ -9,8 +9,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <vector>
+
+#include "threads.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
 #define MEGAGPT_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -76,7 +77,7 @@ void share_out(i64 count, int num_threads, const Work& work) {
     std::vector<std::thread> others;
     const i64 part = num_threads > 1 ? (count / num_threads + 63) / 64 * 64 : count;
     i64 start = 0;
-    for (int i = 1; i < num_threads; ++i, start += part) others.emplace_back(work, start, start + part);
+    for (int i = 1; i < num_threads; ++i, start += part) megagpt::start_thread(others, [&work, start, part] { work(start, start + part); });
     work(start, count);
     for (std::thread& other : others) other.join();
 }

@@ -6,10 +6,10 @@
 #include <Python.h>
 
 #include <algorithm>
-#include <thread>
 #include <vector>
 
 #include "simd_blocks.h"
+#include "threads.h"
 
 namespace {
 
@@ -27,7 +27,7 @@ struct Call {
         const i64 all = rows, each = (all + num_threads - 1) / num_threads;
         const auto part = [&](int thread) { work(thread, std::min(all, thread * each), std::min(all, (thread + 1) * each)); };
         std::vector<std::thread> others;
-        for (int thread = 1; thread < num_threads; ++thread) others.emplace_back(part, thread);
+        for (int thread = 1; thread < num_threads; ++thread) megagpt::start_thread(others, [&part, thread] { part(thread); });
         part(0);
         for (std::thread& other : others) other.join();
     }

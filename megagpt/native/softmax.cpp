@@ -10,10 +10,10 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
-#include <thread>
 #include <vector>
 
 #include "simd_blocks.h"
+#include "threads.h"
 
 namespace {
 
@@ -146,7 +146,7 @@ void run(const Call& call) {
         for (i64 r = next++; r < call.num_rows; r = next++) work_on_row<Format>(call, r, powers);
     };
     std::vector<std::thread> others;
-    for (int i = 1; i < call.num_threads && i < call.num_rows; ++i) others.emplace_back(take);
+    for (int i = 1; i < call.num_threads && i < call.num_rows; ++i) megagpt::start_thread(others, take);
     take();
     for (std::thread& other : others) other.join();
 }

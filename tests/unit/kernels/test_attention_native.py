@@ -108,3 +108,12 @@ def test_the_operator_is_registered_properly() -> None:
     heads = [torch.randn(1, 2, 64, 16, requires_grad=True) for _ in range(3)]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.megagpt.cpu_attention, (*heads, None), test_utils=tests)
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+def test_a_key_that_is_no_number_shows_wherever_it_is_seen(dtype: torch.dtype) -> None:
+    query, key, value = torch.randn(3, 1, 1, 128, 16).to(dtype)
+    key[0, 0, 70, 3] = float("nan")
+    out = native_attention(query, key, value)
+    assert out[0, 0, :70].isfinite().all()
+    assert out[0, 0, 70:].isnan().all()
