@@ -101,7 +101,8 @@ def forms(head: Head, columns: VocabColumns, device: str, dtype: torch.dtype) ->
     chosen = head_chunks(head.num_tokens, head.width, str(dtype).removeprefix("torch."), device)
     found: dict[str, Form] = {"chosen": partial(head_loss, columns=columns), "whole": whole}
     if device == "cuda":
-        found["whole-compiled"] = torch.compile(whole)
+        torch._dynamo.reset()  # else the second head's sizes make it compile for any size
+        found["whole-compiled"] = torch.compile(whole, dynamic=False)
     if not head.name.startswith("tiny"):
         found["chosen, torch"] = partial(by_torch, found["chosen"])
     earlier = before(columns)

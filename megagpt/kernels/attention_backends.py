@@ -9,6 +9,7 @@ Legend: B micro-batch, N heads, S positions, D head dim, T = B * S.
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -92,9 +93,9 @@ def _varlen(
     flat = [_tokens_first(heads) for heads in (query, key, value)]
     if query.shape[1] != key.shape[1]:
         varlen_attn = partial(varlen_attn, enable_gqa=True)  # torch 2.10 does not know the word
-    mixed: Tensor = varlen_attn(
-        *flat, lengths.bounds, lengths.bounds, lengths.longest, lengths.longest, window_size=(-1, 0)
-    )
+    has_window = "window_size" in inspect.signature(varlen_attn).parameters  # torch 2.10 has `is_causal` instead
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if has_window else {"is_causal": True}
+    mixed: Tensor = varlen_attn(*flat, lengths.bounds, lengths.bounds, lengths.longest, lengths.longest, **causal)
     return mixed.unflatten(0, (query.shape[0], -1)).transpose(1, 2)
 
 
