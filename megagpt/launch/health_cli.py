@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     """Check; 0 where every node is fit, 1 where one is not. Raises ConfigError, on node 0 alone."""
     complete_environment(os.environ)
     try:
+        before = set(threading.enumerate())
         reports = _check(_options(argv))
     except MegagptError:
         if launched_rank():
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     if unfit and launched_rank() == 0:
         print(f"not fit to train on: {', '.join(unfit)}", file=sys.stderr, flush=True)
     status = _UNFIT if unfit else 0
-    if launched_world_size() > 1 or threading.active_count() > 1:
+    if launched_world_size() > 1 or set(threading.enumerate()) - before:
         os._exit(status)  # a thread in a driver that hangs, or a group without its other nodes, would keep the process
     return status
 
