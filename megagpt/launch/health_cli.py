@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     """Check; 0 where every node is fit, 1 where one is not. Raises ConfigError, on node 0 alone."""
     complete_environment(os.environ)
     try:
-        before = set(threading.enumerate())
+        before = set(threading.enumerate())  # of others in this process
         reports = _check(_options(argv))
     except MegagptError:
         if launched_rank():
