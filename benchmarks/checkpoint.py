@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import shutil
 import socket
 import statistics
@@ -25,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from machine import ROOT, commit, machine, publish, versions
+from machine import ROOT, command_line, commit, machine, publish, versions
 
 SAVES = {
     "no saves": ("--checkpoint.interval_steps=0",),
@@ -45,7 +44,7 @@ def main() -> int:
         training = measure_training(Path(temporary), options)
     report = {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/checkpoint.py", *sys.argv[1:]]),
+        "command": command_line(),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(("torch", "safetensors", "deepspeed")),

@@ -9,7 +9,6 @@ read random numbers.
 import argparse
 import os
 import re
-import shlex
 import signal
 import socket
 import statistics
@@ -26,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from gpu_data import make_data
 from gpu_peers import Shape
-from machine import ROOT, commit, machine, publish, versions
+from machine import ROOT, command_line, commit, machine, publish, versions
 
 BASE = Shape(layers=12, heads=12, hidden=768, length=0, vocabulary=32_000)  # gpt3-base; each case has its length
 SMALL = Shape(layers=2, heads=2, hidden=64, length=0, vocabulary=16_384)
@@ -278,7 +277,7 @@ def main() -> int:
         ranks = measure_ranks(options, folder) if options.ranks else {}
     report = {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/cpu_train.py", *sys.argv[1:]]),
+        "command": command_line(),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(("torch", "deepspeed", "megatron-core", "transformers")),

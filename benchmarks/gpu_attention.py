@@ -10,12 +10,11 @@ difference is the largest of output and gradient from torch's in fp32 (with `--s
 relative to the largest value.
 
 `--widths`, `--lengths` and `--backends` measure a part. A shape's rows are in the output file as soon as they are
-measured, and shapes that stand there already are passed over.
+measured; called again with the same file, machine and versions, it measures what is not there yet.
 """
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from machine import commit, machine, publish, versions
+from machine import command_line, commit, machine, publish, versions, write_whole
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -247,6 +246,16 @@ def auto_takes(shape: Shape, device: torch.device) -> str:
     return choose(query, key, value, make_documents(shape, device), shape.dropout > 0)
 
 
+def shapes_of(output: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was measured before into the same file. Ends the program where that was not the same thing."""
+    before = json.loads(output.read_text(encoding="utf-8"))
+    for key in ("commit", "device", "machine", "versions", "rounds"):
+        if before[key] != report[key]:
+            raise SystemExit(f"{output} has results of {key} {before[key]}, this is {report[key]}: name another file")
+    report["command"] = "\n    ".join(dict.fromkeys([*before["command"].split("\n    "), report["command"]]))
+    return list(before["shapes"])
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -270,30 +279,32 @@ def main() -> int:
         return 2
     device = torch.device("cpu" if options.small else "cuda")
     names = [name for name in options.backends if missing(name, device) is None]
-    report: dict[str, Any] = {"shapes": []}
-    if options.output is not None and options.output.exists():
-        report["shapes"] = json.loads(options.output.read_text())["shapes"]
-    report |= {
+    report: dict[str, Any] = {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/gpu_attention.py", *sys.argv[1:]]),
+        "command": command_line(),
         "commit": commit(),
         "machine": machine(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "a CPU (--small)",
         "versions": versions(("torch", "triton", "flash-attn", "transformer-engine")) | {"cuda": torch.version.cuda},
         "rounds": options.rounds,
+        "shapes": [],
     }
-    measured = {shape["name"] for shape in report["shapes"]}
+    if options.output is not None and options.output.exists():
+        report["shapes"] = shapes_of(options.output, report)
+    found = {shape["name"]: shape for shape in report["shapes"]}
     for shape in shapes(options.widths, options.lengths, options.tokens):
-        if shape.name in measured:
+        if shape.name not in found:
+            found[shape.name] = {"name": shape.name, **shape._asdict(), "auto": auto_takes(shape, device), "rows": []}
+            report["shapes"].append(found[shape.name])
+        rows = found[shape.name]["rows"]
+        known = {row["backend"] for row in rows}
+        if known >= set(names):
             continue
         torch._dynamo.reset()  # flex attention compiles for each shape, and gives up after a few
-        rows = measure(shape, names, device, options.rounds)
-        done = {"name": shape.name, **shape._asdict(), "auto": auto_takes(shape, device), "rows": rows}
-        report["shapes"].append(done)
+        rows += measure(shape, [name for name in names if name not in known], device, options.rounds)
         print(f"{shape.name}: measured", file=sys.stderr)
         if options.output is not None:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_whole(options.output, json.dumps(report, indent=1) + "\n")
     publish(report, lines_of(report), options.output)
     return 0
 

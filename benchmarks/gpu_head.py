@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from machine import ROOT, commit, machine, publish, versions
+from machine import ROOT, command_line, commit, machine, publish, versions
 from torch import Tensor
 
 from megagpt.kernels import cross_entropy
@@ -201,6 +201,7 @@ def main() -> None:
     )
     report = {
         "date": str(date.today()),
+        "command": command_line(),
         "commit": commit(),
         "machine": machine() | {"device": place},
         "versions": versions(["torch", "triton"]),
@@ -208,7 +209,7 @@ def main() -> None:
         "results": results,
     }
     lines = [f"# Output head and loss, forward and backward, {options.dtype}: {place}, {date.today()}", ""]
-    lines += [f"`python benchmarks/gpu_head.py`, commit {report['commit']}, {options.rounds} rounds.", ""]
+    lines += [f"`{report['command']}`, commit {report['commit']}, {options.rounds} rounds.", ""]
     publish(report, lines + [line for result in results for line in lines_of(result)], output)
 
 

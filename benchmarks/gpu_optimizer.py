@@ -6,7 +6,6 @@ written. DeepSpeed's is built on its first use, which takes a minute and needs n
 """
 
 import argparse
-import shlex
 import statistics
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from machine import commit, machine, publish, versions
+from machine import command_line, commit, machine, publish, versions
 
 BYTES = 28
 SETTINGS = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -56,7 +55,7 @@ def main() -> int:
     found = {size: {name: measure(name, size, device, options.rounds) for name in MAKERS} for size in sizes}
     report = {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/gpu_optimizer.py", *sys.argv[1:]]),
+        "command": command_line(),
         "commit": commit(),
         "machine": machine(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +42,13 @@ def report_lines(lines: list[dict[str, Any]]) -> list[str]:
     """All tables."""
     if not lines:
         return ["Nothing has been measured yet."]
-    first, rows = lines[0], make_rows(lines)
-    known = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version)
-    commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in lines))
+    rows = make_rows(lines)
+    known = [", ".join(f"{name} {version}" for name, version in line["versions"].items() if version) for line in lines]
+    device, days, commits = (_each(str(line[key]) for line in lines) for key in ("device", "date", "commit"))
     text = [
-        f"Training on {first['device']}, {first['date']}, commit {commits}, {known}.",
+        f"Training on {device}, {days}, commit {commits}, {_each(known, ' / ')}.",
         "",
-        f"    {first['command']}",
+        *(f"    {command}" for command in dict.fromkeys(line["command"] for line in lines)),
         "",
         "Tokens/s: of the median step after three. Model TFLOP/s: forward GEMMs times three, attention over the full "
         "S × S matrix, recomputation not counted, the same for all. MFU: of the dense bf16 peak, also for fp8. Of the "
@@ -65,6 +66,11 @@ def report_lines(lines: list[dict[str, Any]]) -> list[str]:
     ]
     failed = [f"- {line['key']}: {line['result']['failed']}" for line in lines if "failed" in line["result"]]
     return [*text, *(["", "Not run:", "", *failed] if failed else [])]
+
+
+def _each(values: Iterable[str], between: str = ", ") -> str:
+    """Every value once: lines may be of several days."""
+    return between.join(dict.fromkeys(values))
 
 
 def make_rows(lines: list[dict[str, Any]]) -> list[Row]:

@@ -7,6 +7,7 @@ end within --seconds. Every run is a process of its own (gpu_worker.py).
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from gpu_cases import (
 )
 from gpu_data import make_data
 from gpu_report import read_raw, report_lines
-from machine import commit, machine, versions
+from machine import command_line, commit, machine, versions
 
 WORKER = Path(__file__).with_name("gpu_worker.py")
 CURVES = {"curve-bf16": (), "curve-fp8": ("--train.fp8=true",), "curve-seed": ("--run.seed=4321",)}
@@ -119,7 +120,7 @@ class Suite:
         if piece == "ceiling":
             return self.run(Case("ceiling", "", 128 if self.options.small else 8192, 5), 120)[1]
         if piece in CURVES:
-            return self.run(self.curve(piece), 600, breakdown=False)[1]
+            return self.run(self.curve(piece), math.inf, breakdown=False)[1]  # it cannot go on later
         size = next((size for size in self.sizes if piece == size or piece.startswith(f"{size}-")), None)
         kind = "" if size is None else piece[len(size) :].lstrip("-")
         if size is None or kind not in (*OURS, *PEERS):
@@ -215,7 +216,7 @@ class Suite:
             "device": self.device,
             "machine": machine(),
             "versions": versions(("torch", "triton", "deepspeed", "megatron-core", "transformers")),
-            "command": " ".join(["python", "benchmarks/gpu_train.py", *sys.argv[1:]]),
+            "command": command_line(),
             "wall_seconds": wall,
             "result": result,
         }

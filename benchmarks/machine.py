@@ -6,6 +6,7 @@ Names no host, user or folder, so that a result file can be published. Imports o
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,14 +56,28 @@ def commit(folder: Path = ROOT) -> str | None:
     return found + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
 
 
+def command_line() -> str:
+    """This program and its arguments, as they are typed in the repository's root."""
+    program = Path(sys.argv[0]).resolve()
+    shown = program.relative_to(ROOT) if program.is_relative_to(ROOT) else Path(program.name)
+    return shlex.join(["python", str(shown), *sys.argv[1:]])
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file has its old text or the new one, also where the program is ended in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
 def publish(report: dict[str, Any], lines: Sequence[str], output: Path | None) -> None:
     """Print lines of Markdown; write the report as a JSON file and the lines beside it, unless `output` is None."""
     text = "\n".join(lines) + "\n"
     print(text, end="")
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        output.with_suffix(".md").write_text(text, encoding="utf-8")
+        write_whole(output, json.dumps(report, indent=1) + "\n")
+        write_whole(output.with_suffix(".md"), text)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -3,8 +3,8 @@
 Run: python benchmarks/pointwise.py [--small] [--output FILE.json]      on CUDA where there is one, else on the CPU
 
 The three forms of a case are called in turn, so that each round is paired; medians of rounds. On CUDA by the device's
-clock; on the CPU by the process's own time, which waiting for other processes does not lengthen. The rate is of the
-bytes that must be read and written at least.
+clock; on the CPU, on one thread, by the process's own time, which waiting for other processes does not lengthen. The
+rate is of the bytes that must be read and written at least.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.machine import commit, machine, publish, versions
+from benchmarks.machine import command_line, commit, machine, publish, versions
 from megagpt.kernels.bias_gelu import bias_gelu
 from megagpt.kernels.gelu import gelu
 from megagpt.kernels.residual_norm import Branch, add_branch, add_norm
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file; the table goes beside it")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)  # of several the process's time would be their sum
     shapes = SMALL if arguments.small else SHAPES if device.type == "cuda" else CPU_SHAPES
     rows = [
         measure(case, hidden, tokens, dtype, device, 2 if arguments.small else 40)
@@ -141,7 +142,7 @@ def main() -> None:
     ]
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     report = {
-        "command": "python benchmarks/pointwise.py",
+        "command": command_line(),
         "date": time.strftime("%Y-%m-%d"),
         "device": name,
         "threads": torch.get_num_threads(),

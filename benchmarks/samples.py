@@ -8,7 +8,6 @@ which is random. Every contender reads as its trainer would; what each gives is 
 
 import argparse
 import json
-import shlex
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from machine import commit, machine, publish, versions
+from machine import command_line, commit, machine, publish, versions
 
 SHARES = (0.98, 0.01, 0.01)
 BATCH = 64
@@ -49,7 +48,7 @@ def main() -> int:
                 rounds[name].append(run_contender(name, prefix, options))
     report = {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/samples.py", *sys.argv[1:]]),
+        "command": command_line(),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(("numpy", "torch", "megatron-core")),

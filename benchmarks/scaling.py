@@ -9,7 +9,6 @@ a sweep take turns. Work is counted by torch's FLOP counter on every rank, in a 
 import argparse
 import json
 import os
-import shlex
 import socket
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from machine import commit, machine, publish, versions  # noqa: E402
+from machine import command_line, commit, machine, publish, versions  # noqa: E402
 
 VOCAB = 8192
 
@@ -293,7 +292,7 @@ def main() -> None:
     )
     about = {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/scaling.py", *sys.argv[1:]]),
+        "command": command_line(),
         "commit": commit(),
         "machine": machine(),
         "load": [round(value, 1) for value in (*load_before, *os.getloadavg())],

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megagpt.errors import ConfigError
-from megagpt.kernels.attention_documents import PackedDocuments, Piece
+from megagpt.kernels.attention_documents import Lengths, PackedDocuments, Piece
 from megagpt.kernels.attention_names import ABILITIES
 from megagpt.kernels.attention_native import native_attention, native_attention_fits
 from megagpt.kernels.triton_use import has_triton, is_interpreted
@@ -89,7 +89,7 @@ def _varlen(
 ) -> Tensor:
     varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
 
-    lengths = (documents or _whole_sequences(query)).lengths
+    lengths = documents.lengths if documents else _whole_lengths(query.shape[0], query.shape[2], query.device)
     flat = [_tokens_first(heads) for heads in (query, key, value)]
     if query.shape[1] != key.shape[1]:
         varlen_attn = partial(varlen_attn, enable_gqa=True)  # torch 2.10 does not know the word
@@ -198,9 +198,10 @@ def _triton(
     return own_attention(query, key, value, bounds, dropout, seed)
 
 
-def _whole_sequences(query: Tensor) -> PackedDocuments:
-    """Every sequence as one document."""
-    return PackedDocuments(torch.zeros(query.shape[0], query.shape[2], dtype=torch.int32, device=query.device))
+@cache
+def _whole_lengths(batch: int, length: int, device: torch.device) -> Lengths:
+    """Every sequence as one document; made once, not in every layer."""
+    return Lengths(torch.arange(batch + 1, dtype=torch.int32, device=device) * length, length)
 
 
 def _tokens_first(heads: Tensor) -> Tensor:

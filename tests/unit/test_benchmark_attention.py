@@ -11,12 +11,22 @@ from megagpt.kernels.attention_backends import BACKENDS
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_attention.py"
 
 
-def measure(output: Path, *arguments: str) -> str:
-    command = [sys.executable, str(SCRIPT), "--small", "--widths=80", f"--output={output}", *arguments]
+def start(output: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--small", "--widths=80", f"--output={output}"]
     environment = os.environ | {"TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
+def measure(output: Path) -> str:
+    done = start(output)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def refused(output: Path) -> str:
+    done = start(output)
+    assert done.returncode == 1, done.stdout
+    return done.stderr
 
 
 def test_a_small_measurement(tmp_path: Path) -> None:
@@ -35,5 +45,11 @@ def test_a_small_measurement(tmp_path: Path) -> None:
         assert f"| {shape['name']} | " in printed
         assert shape["auto"] in BACKENDS
     report["shapes"][0]["rows"][0]["forward_ms"] = 12345.0
+    lost = report["shapes"][1]["rows"].pop()
     output.write_text(json.dumps(report))
-    assert "12345.000" in measure(output), "shapes that stand there already are passed over"
+    assert "12345.000" in measure(output), "what stands there already is not measured again"
+    again = json.loads(output.read_text())
+    assert [row["backend"] for row in again["shapes"][1]["rows"]][-1] == lost["backend"]
+    report["versions"]["torch"] = "1.0"
+    output.write_text(json.dumps(report))
+    assert "name another file" in refused(output)
