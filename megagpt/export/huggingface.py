@@ -9,12 +9,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import megagpt
-from megagpt.checkpoint.read import LoadedModel, read_model
 from megagpt.durable import flush_folder
 from megagpt.errors import CheckpointError, ConfigError, ExportError
 from megagpt.export.huggingface_weights import (
@@ -24,7 +24,10 @@ from megagpt.export.huggingface_weights import (
     round_to,
 )
 from megagpt.export.report import DTYPES, ExportReport, model_card
-from megagpt.inference.model import InferenceModel, load_own_tokenizer, make_inference_model
+from megagpt.formats.checkpoint_source import CheckpointSource
+from megagpt.formats.source import MemorySource
+from megagpt.inference.model import InferenceModel, load_for_inference
+from megagpt.model.spec import ModelSpec
 from megagpt.parallel.mesh import Mesh, build_mesh
 from megagpt.tokenizer import Tokenizer
 
@@ -52,13 +55,12 @@ def export_huggingface(
     output = Path(os.path.abspath(output))
     check_output(output, overwrite)
     library = require_transformers()
-    loaded = read_model(checkpoint)
-    tokenizer = load_own_tokenizer(loaded.folder, loaded.manifest)
-    if tokenizer is None:
-        raise CheckpointError(f"{loaded.folder} has no tokenizer to export; train with tokenizer.path set")
+    source = CheckpointSource(checkpoint)
+    if source.tokenizer is None:
+        raise CheckpointError(f"{source.folder} has no tokenizer to export; train with tokenizer.path set")
     mesh = mesh or build_mesh(1, 1)
     with temporary_beside(output) as folder:
-        report = _write_and_verify(loaded, tokenizer, folder, dtype, mesh, library)
+        report = _write_and_verify(source, source.tokenizer, folder, dtype, mesh, library)
         _put_in_place(folder, output)
     return report
 
@@ -110,26 +112,27 @@ def temporary_beside(output: Path) -> Iterator[Path]:
 
 
 def _write_and_verify(
-    loaded: LoadedModel, tokenizer: Tokenizer, folder: Path, dtype: str, mesh: Mesh, library: str
+    source: CheckpointSource, tokenizer: Tokenizer, folder: Path, dtype: str, mesh: Mesh, library: str
 ) -> ExportReport:
     """Write all files into `folder`, compare, and write the report and the model card."""
     # slow to import, and transformers is optional
     from megagpt.export.huggingface_verify import LOGITS_TOLERANCE, verify
 
-    _write_model(loaded, tokenizer, folder, dtype)
-    stored, rounding = _as_stored(loaded, tokenizer, mesh, dtype)
+    parameters = {name: source.read(name) for name in source.infos}
+    _write_model(source.spec, parameters, tokenizer, folder, dtype)
+    stored, rounding = _as_stored(source, parameters, mesh, dtype)
     agreement = verify(stored, tokenizer, folder)
-    manifest, spec = loaded.manifest, loaded.manifest.spec
+    manifest, spec = source.manifest, source.spec
     num_cut = spec.padded_vocab_size - spec.vocab_size
     report = ExportReport(
         format="hf",
         model=spec.name,
-        checkpoint=loaded.folder.name,
+        checkpoint=source.folder.name,
         step=manifest.step,
         tokens=manifest.tokens,
         loss=manifest.loss,
         dtype=dtype,
-        num_parameters=sum(value.numel() for value in loaded.parameters.values()) - num_cut * spec.hidden_size,
+        num_parameters=sum(value.numel() for value in parameters.values()) - num_cut * spec.hidden_size,
         vocab_size=spec.vocab_size,
         num_padding_rows_cut=num_cut,
         num_logits_compared=agreement.num_logits,
@@ -145,30 +148,33 @@ def _write_and_verify(
     return report
 
 
-def _write_model(loaded: LoadedModel, tokenizer: Tokenizer, folder: Path, dtype: str) -> None:
+def _write_model(
+    spec: ModelSpec, parameters: dict[str, Tensor], tokenizer: Tokenizer, folder: Path, dtype: str
+) -> None:
     from safetensors.torch import save_file
 
     from megagpt.export.huggingface_tokenizer import write_tokenizer
 
-    spec = loaded.manifest.spec
     write_tokenizer(tokenizer, folder, spec.sequence_length)
     _write_json(folder / "config.json", huggingface_config(spec, tokenizer.eod_id, dtype))
     _write_json(folder / "generation_config.json", generation_config(tokenizer.eod_id))
-    weights = huggingface_parameters(loaded.parameters, spec, dtype)
+    weights = huggingface_parameters(parameters, spec, dtype)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _as_stored(loaded: LoadedModel, tokenizer: Tokenizer, mesh: Mesh, dtype: str) -> tuple[InferenceModel, float]:
+def _as_stored(
+    source: CheckpointSource, parameters: dict[str, Tensor], mesh: Mesh, dtype: str
+) -> tuple[InferenceModel, float]:
     """Our model with the weights as `dtype` stores them, and how far that moved the logits of the float32 weights."""
-    exact = make_inference_model(loaded, tokenizer, mesh, "fp32")
+    exact = load_for_inference(source, mesh)
     if dtype == "float32":
         return exact, 0.0
     from megagpt.export.huggingface_verify import probe_tokens
 
-    rounded = {name: round_to(value, name, dtype).float() for name, value in loaded.parameters.items()}
-    stored = make_inference_model(replace(loaded, parameters=rounded), tokenizer, mesh, "fp32")
+    rounded = {name: round_to(value, name, dtype).float() for name, value in parameters.items()}
+    stored = load_for_inference(MemorySource(source.spec, rounded, source.tokenizer, source.folder), mesh)
     moved = 0.0
-    for tokens in probe_tokens(loaded.manifest.spec):
+    for tokens in probe_tokens(source.spec):
         tokens = tokens.to(mesh.device)
         moved = max(moved, float((exact.logits(tokens) - stored.logits(tokens)).abs().max()))
     return stored, moved

@@ -1,4 +1,4 @@
-"""A trained model ready to predict. In: a checkpoint of any layout. Out: the whole model in this one process.
+"""A trained model ready to predict. In: a model of any source. Out: the whole model in this one process.
 
 Knows nothing of sampling or of text; `generate.py` asks it for the logits of the next token.
 """
@@ -10,16 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megagpt.checkpoint.manifest import Manifest
-from megagpt.checkpoint.read import LoadedModel, read_model
 from megagpt.errors import CheckpointError
+from megagpt.formats.open_source import open_source
+from megagpt.formats.source import ModelSource
 from megagpt.model.context import LayerCache, StageBuild
 from megagpt.model.gpt import GPTChunk
 from megagpt.model.spec import ModelSpec
 from megagpt.parallel.mcore_config import make_mcore_config
 from megagpt.parallel.mesh import Mesh, build_mesh
 from megagpt.plan import StagePlan
-from megagpt.tokenizer import Tokenizer, load_tokenizer
+from megagpt.tokenizer import Tokenizer
 
 Precision = Literal["fp32", "bf16"]
 Caches = dict[str, LayerCache]
@@ -27,13 +27,25 @@ Caches = dict[str, LayerCache]
 
 @dataclass(frozen=True)
 class InferenceModel:
-    """A whole model in evaluation mode, with the tokenizer it was trained with."""
+    """A whole model in evaluation mode, and where it comes from."""
 
     chunk: GPTChunk
-    spec: ModelSpec
-    manifest: Manifest
-    tokenizer: Tokenizer | None  # None: the run was trained on ids without a tokenizer
-    folder: Path  # the checkpoint
+    source: ModelSource
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's shape."""
+        return self.source.spec
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The one it was trained with; None: it was trained on ids without a tokenizer."""
+        return self.source.tokenizer
+
+    @property
+    def folder(self) -> Path:
+        """Its files."""
+        return self.source.folder
 
     @property
     def device(self) -> torch.device:
@@ -43,9 +55,7 @@ class InferenceModel:
     @property
     def num_ids(self) -> int:
         """Ids below this exist: the vocabulary can be larger than the tokenizer's, and is padded beyond both."""
-        if self.tokenizer is None:
-            return self.spec.vocab_size
-        return min(self.spec.vocab_size, self.tokenizer.vocab_size)
+        return self.source.num_ids
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, first_position: int = 0, caches: Caches | None = None) -> Tensor:
@@ -67,59 +77,27 @@ class InferenceModel:
         }
 
 
-def load_for_inference(path: str | Path, mesh: Mesh | None = None, precision: Precision = "fp32") -> InferenceModel:
-    """The model of a checkpoint folder, or of the latest checkpoint of a run folder.
+def load_for_inference(
+    path: str | Path | ModelSource, mesh: Mesh | None = None, precision: Precision = "fp32"
+) -> InferenceModel:
+    """The model of a source, or of a folder that `open_source` knows.
 
     `mesh` is a mesh of one rank; without one it is built here, and stays until `destroy_mesh()`. Raises CheckpointError
-    where the checkpoint is missing or damaged, or holds another tokenizer than it says; DataError for a damaged
-    tokenizer.
+    where the model is missing or damaged, or holds another tokenizer than it says; DataError for a damaged tokenizer.
     """
-    loaded = read_model(path)
-    tokenizer = load_own_tokenizer(loaded.folder, loaded.manifest)
-    return make_inference_model(loaded, tokenizer, mesh or build_mesh(1, 1), precision)
-
-
-def make_inference_model(
-    loaded: LoadedModel, tokenizer: Tokenizer | None, mesh: Mesh, precision: Precision
-) -> InferenceModel:
-    """A model already read, ready to predict. Raises CheckpointError where its parameters are not the model's."""
-    chunk = _build_chunk(loaded, mesh, precision)
-    return InferenceModel(chunk, loaded.manifest.spec, loaded.manifest, tokenizer, loaded.folder)
-
-
-def load_own_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
-    """The copy of the tokenizer in a checkpoint folder, None where the run had none.
-
-    Raises CheckpointError where it is missing or another one, DataError where it is damaged.
-    """
-    if manifest.tokenizer_file is None:
-        return None
-    file = folder / manifest.tokenizer_file
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing; the checkpoint is not whole, use another one")
-    tokenizer = load_tokenizer(file, manifest.tokenizer_kind)
-    if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
-        raise CheckpointError(
-            f"{file} is not the tokenizer that the model was trained with: its fingerprint is {tokenizer.fingerprint}, "
-            f"the manifest says {manifest.tokenizer_fingerprint}; put the run's tokenizer file there"
-        )
-    return tokenizer
-
-
-def _build_chunk(loaded: LoadedModel, mesh: Mesh, precision: Precision) -> GPTChunk:
-    """The whole decoder as one chunk in evaluation mode, weights copied by global name. Raises CheckpointError."""
+    source = path if isinstance(path, ModelSource) else open_source(path)
+    mesh = mesh or build_mesh(1, 1)
     assert mesh.tensor_size == mesh.pipeline_size == 1, (mesh.tensor_size, mesh.pipeline_size)
-    spec = loaded.manifest.spec
+    spec = source.spec
     build = StageBuild(spec, mesh, make_mcore_config(spec, mesh, precision, sequence_parallel=False, virtual_stages=1))
     chunk = GPTChunk(build, StagePlan(0, 0, 0, spec.num_layers, has_embedding=True, has_head=True))
-    wanted = dict(chunk.named_parameters())
-    missing, unknown = sorted(set(wanted) - set(loaded.parameters)), sorted(set(loaded.parameters) - set(wanted))
-    if missing or unknown:
-        raise CheckpointError(
-            f"{loaded.folder} does not hold the parameters of its model: missing {missing}, unknown {unknown}; "
-            "use another checkpoint"
-        )
     with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(loaded.parameters[name])
-    return chunk.requires_grad_(False).eval()
+        for name, parameter in chunk.named_parameters():
+            value = source.read(name)
+            if value.shape != parameter.shape:
+                raise CheckpointError(
+                    f"{name} in {source.folder} has shape {tuple(value.shape)}, its model needs "
+                    f"{tuple(parameter.shape)}; use another checkpoint"
+                )
+            parameter.copy_(value)
+    return InferenceModel(chunk.requires_grad_(False).eval(), source)

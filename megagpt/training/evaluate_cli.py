@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megagpt.checkpoint.read import find_checkpoint, read_manifest
+from megagpt.checkpoint.read import find_checkpoint
 from megagpt.config import DataSection, RunConfig
 from megagpt.config_file import load_config
 from megagpt.data.cli import positive_int
@@ -24,6 +24,7 @@ from megagpt.data.samples import SampleIndex
 from megagpt.data.splits import Split
 from megagpt.data.stream import BatchStream
 from megagpt.errors import ConfigError, DataError
+from megagpt.formats.checkpoint_source import CheckpointSource
 from megagpt.inference.model import InferenceModel, load_for_inference
 from megagpt.training.metrics import perplexity
 
@@ -51,8 +52,8 @@ def main(argv: list[str]) -> int:
         entries = corpus_entries(DataSection(path=options.data, split=config.data.split))
     if not entries:
         raise ConfigError(f"{folder / 'config.toml'} names no data.path; give --data PREFIX")
-    trained_in_bf16 = read_manifest(folder).precision == "bf16"
-    model = load_for_inference(folder, precision="bf16" if trained_in_bf16 else "fp32")
+    source = CheckpointSource(folder)
+    model = load_for_inference(source, precision="bf16" if source.manifest.precision == "bf16" else "fp32")
     assert model.tokenizer is not None, "a checkpoint of training has its tokenizer"
     corpora = open_corpora(entries, model.tokenizer, model.spec.vocab_size, config.data.index_folder)
     results = [
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
         )
         for corpus in corpora
     ]
-    print(f"checkpoint       {model.folder} (step {model.manifest.step})")
+    print(f"checkpoint       {model.folder} (step {source.manifest.step})")
     for corpus, result in zip(corpora, results, strict=True):
         print("\n".join(report(f"{options.split} split of {corpus.entry.path}", result)))
     if len(results) > 1:

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from megagpt.checkpoint.read import LoadedModel, read_manifest
+from megagpt.checkpoint.read import read_manifest
 from megagpt.data.batch import Batch
 from megagpt.errors import CheckpointError, GenerationError
+from megagpt.formats.source import MemorySource
 from megagpt.inference.generate import GenerationStep, generate
-from megagpt.inference.model import InferenceModel, load_for_inference, make_inference_model
+from megagpt.inference.model import InferenceModel, load_for_inference
 from megagpt.inference.settings import SamplingSettings
 from megagpt.inference.text import generate_text
 from megagpt.model.reference import reference_logits
+from megagpt.model.spec import ModelSpec
 from megagpt.parallel.mesh import Mesh
 from tests.unit.inference.tiny import SPEC, VOCAB_SIZE, random_parameters, write_checkpoint
 
@@ -22,6 +25,12 @@ GREEDY = SamplingSettings(max_new_tokens=8, greedy=True)
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
     return torch.randint(3, VOCAB_SIZE, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def in_memory(model: InferenceModel, parameters: dict[str, Tensor], spec: ModelSpec = SPEC) -> InferenceModel:
+    """A model of these parameters with the tokenizer and the mesh of another."""
+    source = MemorySource(spec, parameters, model.tokenizer, model.folder)
+    return load_for_inference(source, model.chunk.build.mesh)
 
 
 def ids_of(steps: list[GenerationStep], row: int = 0) -> list[int]:
@@ -98,10 +107,7 @@ def test_ids_that_do_not_exist_are_never_chosen(model: InferenceModel) -> None:
     spec = replace(SPEC, vocab_size=512)
     parameters = random_parameters(SPEC)
     parameters["embedding.tokens.weight"][VOCAB_SIZE:] *= 50
-    manifest = replace(model.manifest, spec=spec)
-    larger = make_inference_model(
-        LoadedModel(model.folder, manifest, parameters), model.tokenizer, model.chunk.build.mesh, "fp32"
-    )
+    larger = in_memory(model, parameters, spec)
     assert larger.logits(torch.tensor([prompt_of(5)])).shape == (1, 5, 512)
     assert larger.num_ids == VOCAB_SIZE
     settings = SamplingSettings(max_new_tokens=20, temperature=100, top_p=1.0)
@@ -164,9 +170,7 @@ def test_no_prompt_at_all_is_refused(model: InferenceModel) -> None:
 def test_logits_that_are_not_finite_are_refused(model: InferenceModel) -> None:
     parameters = random_parameters(SPEC)
     parameters["final_norm.bias"][0] = float("nan")
-    broken = make_inference_model(
-        LoadedModel(model.folder, model.manifest, parameters), model.tokenizer, model.chunk.build.mesh, "fp32"
-    )
+    broken = in_memory(model, parameters)
     with pytest.raises(GenerationError, match=r"logits of token 5 are not finite: the training behind .* diverged"):
         list(generate(broken, [prompt_of(5)], GREEDY))
 
@@ -201,9 +205,7 @@ class TestLoading:
         with pytest.raises(
             CheckpointError, match=r"missing \['layers.2.mlp.up.bias'\], unknown \['layers.9.mlp.up.bias'\]"
         ):
-            make_inference_model(
-                LoadedModel(model.folder, model.manifest, parameters), model.tokenizer, model.chunk.build.mesh, "fp32"
-            )
+            in_memory(model, parameters)
 
     def test_a_tokenizer_that_is_missing(self, tmp_path: Path, tokenizer_path: Path, mesh: Mesh) -> None:
         folder = write_checkpoint(tmp_path / "c", SPEC, random_parameters(SPEC), tokenizer_path)
