@@ -1,207 +1,136 @@
-"""A checkpoint as a Hugging Face GPT-2 folder. In: a checkpoint. Out: a folder that transformers was seen to agree on.
+"""A model as a Hugging Face GPT-2 folder: sharded safetensors, config.json and tokenizer, proven with transformers."""
 
-Written to a temporary folder beside the target, verified there, renamed last: a target that exists is whole and true.
-"""
-
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-import megagpt
-from megagpt.durable import flush_folder
-from megagpt.errors import CheckpointError, ConfigError, ExportError
-from megagpt.export.huggingface_weights import (
-    generation_config,
-    huggingface_config,
-    huggingface_parameters,
-    round_to,
-)
-from megagpt.export.report import DTYPES, ExportReport, model_card
-from megagpt.formats.checkpoint_source import CheckpointSource
-from megagpt.formats.source import MemorySource
-from megagpt.inference.model import InferenceModel, load_for_inference
+from megagpt.export.exporter import Exporter, Proof, Sampled
+from megagpt.export.files import Files
+from megagpt.export.options import ExportOptions
+from megagpt.export.report import ExportReport
+from megagpt.export.run import DEFAULT_OPTIONS, export_model
+from megagpt.export.safetensors_files import write_safetensors
+from megagpt.export.tensors import out_tensors
+from megagpt.formats.layouts import HUGGINGFACE
+from megagpt.formats.source import ModelSource
+from megagpt.inference.model import InferenceModel
 from megagpt.model.spec import ModelSpec
-from megagpt.parallel.mesh import Mesh, build_mesh
+from megagpt.parallel.mesh import Mesh
 from megagpt.tokenizer import Tokenizer
 
-REPORT_NAME = "export_report.json"
+# transformers/activations.py: gelu_new is the tanh approximation, gelu the exact form
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}
+_CARD = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH/OF/THIS/FOLDER")
+model = AutoModelForCausalLM.from_pretrained("PATH/OF/THIS/FOLDER")
+inputs = tokenizer("PROMPT", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_special_tokens=True))
+```
+
+GPT-2 architecture in transformers. A text is encoded as it is: no symbol is added, and a control symbol written out in
+a text is plain text. Document ends are marked by the token with id `eos_token_id`, which also stands before a
+document's first token."""
 
 
 def export_huggingface(
-    checkpoint: str | Path,
+    source: str | Path | ModelSource,
     output: str | Path,
-    dtype: str = "float32",
-    overwrite: bool = False,
+    options: ExportOptions = DEFAULT_OPTIONS,
     mesh: Mesh | None = None,
 ) -> ExportReport:
-    """Write a checkpoint as a Hugging Face folder and prove that transformers gives the same logits and token ids.
+    """Write a model as a Hugging Face folder and prove that transformers gives the same logits and token ids.
 
-    `dtype` is that of the stored weights: float32, bfloat16 or float16; the proof is in float32, against our model with
-    the weights as stored. `overwrite` replaces an earlier export, nothing else. `mesh` is a mesh of one rank; without
-    one it is built here, and stays until `destroy_mesh()`.
-
-    Raises ConfigError for a bad argument, a missing library or a tokenizer that cannot be expressed, CheckpointError,
-    and ExportError where the proof fails. What was at `output` is then as before, and nothing is left beside it.
+    See `export_model` for arguments and errors.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}")
-    output = Path(os.path.abspath(output))
-    check_output(output, overwrite)
-    library = require_transformers()
-    source = CheckpointSource(checkpoint)
-    if source.tokenizer is None:
-        raise CheckpointError(f"{source.folder} has no tokenizer to export; train with tokenizer.path set")
-    mesh = mesh or build_mesh(1, 1)
-    with temporary_beside(output) as folder:
-        report = _write_and_verify(source, source.tokenizer, folder, dtype, mesh, library)
-        _put_in_place(folder, output)
-    return report
+    return export_model(source, output, HuggingFaceExporter(), options, mesh)
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Raise ConfigError where `output` exists and is not an earlier export that may be replaced."""
-    if not output.exists() and not output.is_symlink():
-        return
-    if not overwrite:
-        raise ConfigError(f"{output} exists; choose another --output, or replace an earlier export with --overwrite")
-    if output.is_symlink() or not output.is_dir():
-        raise ConfigError(f"{output} is not a folder; choose another --output")
-    if any(output.iterdir()) and not (output / REPORT_NAME).is_file():
-        raise ConfigError(
-            f"{output} is not an export (it has no {REPORT_NAME}), so --overwrite leaves it alone; "
-            "choose another --output"
-        )
+class HuggingFaceExporter(Exporter):
+    """`--format hf`."""
 
+    format = "hf"
+    library = client = "transformers"
 
-def require_transformers() -> str:
-    """Name and version of transformers. Raises ConfigError with the command that installs it."""
-    try:
+    def client_version(self) -> str:
+        """transformers and its version. Raises ImportError."""
         import transformers
-    except ImportError as error:
-        raise ConfigError(
-            f"the export is verified with transformers, which cannot be imported ({error}); "
-            "install it: pip install 'megagpt[export]'"
-        ) from None
-    return f"transformers {transformers.__version__}"
+
+        return f"transformers {transformers.__version__}"
+
+    def write(self, source: ModelSource, tokenizer: Tokenizer, files: Files, options: ExportOptions) -> None:
+        """Tokenizer, configuration, weights. Raises ConfigError for a tokenizer that cannot be expressed."""
+        from megagpt.export.huggingface_tokenizer import write_tokenizer  # imports the tokenizers library
+
+        spec = source.spec
+        write_tokenizer(tokenizer, files, spec.sequence_length)
+        files.write_json("config.json", huggingface_config(spec, tokenizer.eod_id, options.dtype))
+        files.write_json("generation_config.json", generation_config(tokenizer.eod_id))
+        tensors = out_tensors(source, HUGGINGFACE, options.dtype, spec.vocab_size)
+        write_safetensors(files, tensors, options.shard_bytes)
+
+    def verify(self, ours: InferenceModel, tokenizer: Tokenizer, folder: Path, options: ExportOptions) -> Proof:
+        """Logits and token ids."""
+        from megagpt.export.huggingface_verify import verify
+
+        return verify(ours, tokenizer, folder)
+
+    def verify_sample(self, source: ModelSource, tokenizer: Tokenizer, folder: Path, options: ExportOptions) -> Sampled:
+        """Token ids, all names and shapes, and every tensor's values as they lie in the files."""
+        from megagpt.export.huggingface_verify import verify_names, verify_tokenizer
+        from megagpt.export.read_back import compare_files
+
+        tensors = out_tensors(source, HUGGINGFACE, options.dtype, source.spec.vocab_size)
+        verify_names(folder, {tensor.name: tensor.shape for tensor in tensors})
+        num_compared = compare_files(folder, tensors)
+        return Sampled(num_compared, verify_tokenizer(tokenizer, folder), "logits: the model was not run")
+
+    def usage(self, folder: str) -> str:
+        """One line."""
+        return f'load it with: transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
+
+    def card(self, source: ModelSource, options: ExportOptions) -> str:
+        """Python that loads it."""
+        return _CARD
 
 
-@contextmanager
-def temporary_beside(output: Path) -> Iterator[Path]:
-    """A new folder on the file system of `output`, removed again unless it was renamed; parents are made as needed.
-
-    Raises ConfigError where it cannot be written.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error}; choose another --output") from None
-    try:
-        yield folder
-    except OSError as error:
-        raise ExportError(f"could not write {output}: {error}; free space or choose another --output") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_and_verify(
-    source: CheckpointSource, tokenizer: Tokenizer, folder: Path, dtype: str, mesh: Mesh, library: str
-) -> ExportReport:
-    """Write all files into `folder`, compare, and write the report and the model card."""
-    # slow to import, and transformers is optional
-    from megagpt.export.huggingface_verify import LOGITS_TOLERANCE, verify
-
-    parameters = {name: source.read(name) for name in source.infos}
-    _write_model(source.spec, parameters, tokenizer, folder, dtype)
-    stored, rounding = _as_stored(source, parameters, mesh, dtype)
-    agreement = verify(stored, tokenizer, folder)
-    manifest, spec = source.manifest, source.spec
-    num_cut = spec.padded_vocab_size - spec.vocab_size
-    report = ExportReport(
-        format="hf",
-        model=spec.name,
-        checkpoint=source.folder.name,
-        step=manifest.step,
-        tokens=manifest.tokens,
-        loss=manifest.loss,
-        dtype=dtype,
-        num_parameters=sum(value.numel() for value in parameters.values()) - num_cut * spec.hidden_size,
-        vocab_size=spec.vocab_size,
-        num_padding_rows_cut=num_cut,
-        num_logits_compared=agreement.num_logits,
-        logits_max_difference=agreement.logits_max_difference,
-        logits_tolerance=LOGITS_TOLERANCE,
-        rounding_max_difference=rounding,
-        num_texts_compared=agreement.num_texts,
-        verified_with=library,
-        megagpt_version=megagpt.__version__,
-    )
-    (folder / "README.md").write_text(model_card(manifest, report), encoding="utf-8")
-    (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
-    return report
+def huggingface_config(spec: ModelSpec, eod_id: int, dtype: str) -> dict[str, Any]:
+    """config.json of the model. Every value that decides the numbers is written, none left to a default."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": spec.vocab_size,
+        "n_positions": spec.sequence_length,
+        "n_embd": spec.hidden_size,
+        "n_layer": spec.num_layers,
+        "n_head": spec.num_heads,
+        "n_inner": spec.ffn_hidden_size,
+        "activation_function": ACTIVATIONS[spec.activation],
+        "layer_norm_epsilon": spec.layer_norm_epsilon,
+        "embd_pdrop": spec.hidden_dropout,
+        "resid_pdrop": spec.hidden_dropout,
+        "attn_pdrop": spec.attention_dropout,
+        "initializer_range": spec.init_std,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "bos_token_id": eod_id,  # a document follows the end of the one before it
+        "eos_token_id": eod_id,
+        "pad_token_id": eod_id,
+        "torch_dtype": dtype,
+    }
 
 
-def _write_model(
-    spec: ModelSpec, parameters: dict[str, Tensor], tokenizer: Tokenizer, folder: Path, dtype: str
-) -> None:
-    from safetensors.torch import save_file
-
-    from megagpt.export.huggingface_tokenizer import write_tokenizer
-
-    write_tokenizer(tokenizer, folder, spec.sequence_length)
-    _write_json(folder / "config.json", huggingface_config(spec, tokenizer.eod_id, dtype))
-    _write_json(folder / "generation_config.json", generation_config(tokenizer.eod_id))
-    weights = huggingface_parameters(parameters, spec, dtype)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _as_stored(
-    source: CheckpointSource, parameters: dict[str, Tensor], mesh: Mesh, dtype: str
-) -> tuple[InferenceModel, float]:
-    """Our model with the weights as `dtype` stores them, and how far that moved the logits of the float32 weights."""
-    exact = load_for_inference(source, mesh)
-    if dtype == "float32":
-        return exact, 0.0
-    from megagpt.export.huggingface_verify import probe_tokens
-
-    rounded = {name: round_to(value, name, dtype).float() for name, value in parameters.items()}
-    stored = load_for_inference(MemorySource(source.spec, rounded, source.tokenizer, source.folder), mesh)
-    moved = 0.0
-    for tokens in probe_tokens(source.spec):
-        tokens = tokens.to(mesh.device)
-        moved = max(moved, float((exact.logits(tokens) - stored.logits(tokens)).abs().max()))
-    return stored, moved
-
-
-def _put_in_place(folder: Path, output: Path) -> None:
-    """Make the finished `folder` appear as `output`, an earlier export moved aside first and removed last."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)  # mkdtemp makes folders private, and safetensors its files
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    if not output.exists():
-        folder.rename(output)
-    else:
-        earlier = folder.with_name(folder.name + ".earlier")
-        output.rename(earlier)
-        try:
-            folder.rename(output)
-        except OSError:
-            earlier.rename(output)
-            raise
-        shutil.rmtree(earlier)
-    flush_folder(output.parent)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def generation_config(eod_id: int) -> dict[str, Any]:
+    """generation_config.json: the sampling that `megagpt generate` starts from."""
+    return {
+        "bos_token_id": eod_id,
+        "eos_token_id": eod_id,
+        "pad_token_id": eod_id,
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 0.9,
+    }

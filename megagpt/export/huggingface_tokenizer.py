@@ -13,6 +13,7 @@ from tokenizers import AddedToken, decoders
 from tokenizers.models import BPE
 
 from megagpt.errors import ConfigError
+from megagpt.export.files import Files
 from megagpt.tokenizer import Tokenizer
 from megagpt.tokenizer.sentencepiece import SPACE_MARK
 from megagpt.tokenizer.wordpiece import WordPieceTokenizer
@@ -25,10 +26,10 @@ class _Piece(NamedTuple):
     score: float
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
+def write_tokenizer(tokenizer: Tokenizer, files: Files, context: int) -> None:
     """Write the three tokenizer files. Raises ConfigError for a tokenizer that the format cannot express."""
     content = tokenizer_json(tokenizer)
-    (folder / "tokenizer.json").write_text(content, encoding="utf-8")
+    files.write_text("tokenizer.json", content)
     end_symbol = tokenizers.Tokenizer.from_str(content).id_to_token(tokenizer.eod_id)
     symbols = dict.fromkeys(["bos_token", "eos_token", "pad_token"], end_symbol)
     settings: dict[str, Any] = {
@@ -41,8 +42,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         "split_special_tokens": True,  # a literal control symbol in the text is text, as with us
         **symbols,
     }
-    _write_json(folder / "tokenizer_config.json", settings)
-    _write_json(folder / "special_tokens_map.json", symbols)
+    files.write_json("tokenizer_config.json", settings)
+    files.write_json("special_tokens_map.json", symbols)
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
@@ -137,7 +138,3 @@ def _check_expressible(model: Any, path: Path) -> None:
         problems.append("it has unused pieces")
     if problems:
         raise ConfigError(f"{path} cannot be exported with the same ids: {'; '.join(problems)}; {_REMEDY}")
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

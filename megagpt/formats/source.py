@@ -27,6 +27,7 @@ class TrainingFacts:
     tokens: int  # trained on
     loss: float | None  # of the last step's batch, nats a token
     precision: str
+    data: str | None = None  # names of the corpora
 
 
 class ModelSource(ABC):
@@ -57,6 +58,10 @@ class ModelSource(ABC):
         """The part of `read(name)` that a tensor rank holds."""
         whole, dim = self.read(name), self.infos[name].split_dim
         return whole if dim is None else whole.chunk(tensor_size, dim)[tensor_rank].contiguous()
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of `read(name)`, which sources with large files read alone."""
+        return self.read(name)[start:stop].clone()
 
     @property
     def infos(self) -> dict[str, ParameterInfo]:
@@ -90,6 +95,23 @@ class MemorySource(ModelSource):
     def read(self, name: str) -> Tensor:
         """A copy of the parameter."""
         return self._parameters[name].clone()
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """A copy of them."""
+        return self._parameters[name][start:stop].clone()
+
+
+class RoundedSource(ModelSource):
+    """Another source with its values rounded to a number format, in float32: the model that an export stores."""
+
+    def __init__(self, source: ModelSource, dtype: torch.dtype) -> None:
+        self.folder, self.format, self.spec = source.folder, source.format, source.spec
+        self.tokenizer, self.facts = source.tokenizer, source.facts
+        self._source, self._dtype = source, dtype
+
+    def read(self, name: str) -> Tensor:
+        """float32."""
+        return self._source.read(name).to(self._dtype).float()
 
 
 def check_names(source: ModelSource, names: Iterable[str]) -> None:

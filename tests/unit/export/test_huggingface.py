@@ -12,11 +12,12 @@ from torch import Tensor
 
 import megagpt.export.huggingface as exporter
 import megagpt.export.huggingface_tokenizer as tokenizer_exporter
-import megagpt.export.huggingface_weights as weights_exporter
 from megagpt.data.batch import Batch
 from megagpt.errors import CheckpointError, ConfigError, ExportError
+from megagpt.export.files import Files
 from megagpt.export.huggingface import export_huggingface
-from megagpt.export.huggingface_weights import huggingface_name
+from megagpt.export.options import ExportOptions
+from megagpt.formats.layouts import HUGGINGFACE, Layout
 from megagpt.inference.generate import generate
 from megagpt.inference.model import InferenceModel
 from megagpt.inference.settings import SamplingSettings
@@ -73,7 +74,7 @@ def test_transformers_gives_the_logits_of_the_reference(
     # measured worst 2.7e-6, of logits up to 6.1
     torch.testing.assert_close(found, reference(spec, tokens), rtol=0, atol=1e-5)
     assert 0 < report.logits_max_difference < 1e-5
-    assert report.num_padding_rows_cut == spec.padded_vocab_size - VOCAB_SIZE
+    assert report.num_token_rows == VOCAB_SIZE
 
 
 def test_the_folder_and_its_report(tmp_path: Path, checkpoint: Path, mesh: Mesh) -> None:
@@ -84,7 +85,7 @@ def test_the_folder_and_its_report(tmp_path: Path, checkpoint: Path, mesh: Mesh)
     (tmp_path / "ordinary").touch()
     modes = {path.stat().st_mode for path in folder.iterdir()}
     assert modes == {(tmp_path / "ordinary").stat().st_mode}, "others may read what the umask lets them"
-    assert json.loads((folder / "export_report.json").read_text()) == vars(report)
+    assert json.loads((folder / "export_report.json").read_text()) == vars(report) | {"notes": []}
     assert (report.step, report.tokens, report.loss, report.dtype) == (7, 1234, 3.25, "float32")
     assert report.num_texts_compared == 3000
     assert report.num_parameters == sum(parameter.numel() for parameter in load(folder).parameters())
@@ -109,7 +110,7 @@ def test_transformers_generates_the_same_tokens(
 def test_smaller_dtypes_are_verified_with_the_weights_they_store(
     dtype: str, tmp_path: Path, checkpoint: Path, mesh: Mesh
 ) -> None:
-    report = export_huggingface(checkpoint, tmp_path / "hf", dtype, mesh=mesh)
+    report = export_huggingface(checkpoint, tmp_path / "hf", ExportOptions(dtype), mesh=mesh)
     stored = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert stored.dtype == getattr(torch, dtype)
     assert report.logits_max_difference < 1e-5
@@ -117,39 +118,36 @@ def test_smaller_dtypes_are_verified_with_the_weights_they_store(
     assert f"rounding to {dtype} changed logits by at most" in report.summary()
 
 
-def keep_rows(rows: Tensor, spec: ModelSpec) -> Tensor:
-    return rows
-
-
-def _without_positions(name: str) -> str:
-    return "unused.weight" if name == "embedding.positions.weight" else huggingface_name(name)
+def misnamed(**parts: str) -> Layout:
+    return replace(HUGGINGFACE, parts=HUGGINGFACE.parts | parts)
 
 
 class TestRefusal:
     """Each export is broken in one way; none may pass, and what was there stays."""
 
     @pytest.mark.parametrize(
-        ("target", "replacement"),
+        "layout",
         [
-            ("qkv_by_kind", keep_rows),
-            ("ACTIVATIONS", {"gelu_tanh": "gelu", "gelu_erf": "gelu_new"}),
-            ("ACTIVATIONS", {"gelu_tanh": "relu", "gelu_erf": "relu"}),
-            ("_LAYER_NAMES", weights_exporter._LAYER_NAMES | {"attention_norm": "ln_2", "mlp_norm": "ln_1"}),
-            ("_LAYER_NAMES", weights_exporter._LAYER_NAMES | {"mlp_norm": "ln_3"}),
-            ("huggingface_name", _without_positions),
+            replace(HUGGINGFACE, qkv_by_kind=False),
+            misnamed(attention_norm="ln_2", mlp_norm="ln_1"),
+            misnamed(mlp_norm="ln_3"),
+            replace(HUGGINGFACE, positions="unused.weight"),
         ],
-        ids=["qkv", "gelu", "relu", "norms swapped", "norm misnamed", "no positions"],
+        ids=["qkv", "norms swapped", "norm misnamed", "no positions"],
     )
     def test_wrong_weights(
-        self,
-        target: str,
-        replacement: Any,
-        tmp_path: Path,
-        checkpoint: Path,
-        mesh: Mesh,
-        monkeypatch: pytest.MonkeyPatch,
+        self, layout: Layout, tmp_path: Path, checkpoint: Path, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(weights_exporter, target, replacement)
+        monkeypatch.setattr(exporter, "HUGGINGFACE", layout)
+        with pytest.raises(ExportError, match=r"logits of transformers differ from ours by .* more than 1e-04 allows"):
+            export_huggingface(checkpoint, tmp_path / "hf", mesh=mesh)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("activation", ["gelu", "relu"])
+    def test_a_wrong_activation(
+        self, activation: str, tmp_path: Path, checkpoint: Path, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _change_config(monkeypatch, {"activation_function": activation})
         with pytest.raises(ExportError, match=r"logits of transformers differ from ours by .* more than 1e-04 allows"):
             export_huggingface(checkpoint, tmp_path / "hf", mesh=mesh)
         assert list(tmp_path.iterdir()) == []
@@ -200,8 +198,12 @@ class TestRefusal:
         mesh: Mesh,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        write_json = tokenizer_exporter._write_json
-        monkeypatch.setattr(tokenizer_exporter, "_write_json", lambda path, values: write_json(path, values | change))
+        write_json = Files.write_json
+        monkeypatch.setattr(
+            Files,
+            "write_json",
+            lambda files, name, values: write_json(files, name, values | (change if "token" in name else {})),
+        )
         with pytest.raises(ExportError, match=message):
             export_huggingface(checkpoint, tmp_path / "hf", mesh=mesh)
 
@@ -210,16 +212,16 @@ class TestRefusal:
     ) -> None:
         export_huggingface(checkpoint, tmp_path / "hf", mesh=mesh)
         before = _contents(tmp_path)
-        monkeypatch.setattr(weights_exporter, "qkv_by_kind", keep_rows)
+        monkeypatch.setattr(exporter, "HUGGINGFACE", replace(HUGGINGFACE, qkv_by_kind=False))
         with pytest.raises(ExportError, match="logits of transformers differ"):
-            export_huggingface(checkpoint, tmp_path / "hf", overwrite=True, mesh=mesh)
+            export_huggingface(checkpoint, tmp_path / "hf", ExportOptions(overwrite=True), mesh)
         assert _contents(tmp_path) == before
 
     def test_a_full_disk(self, tmp_path: Path, checkpoint: Path, mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
         def no_space(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(exporter, "_write_json", no_space)
+        monkeypatch.setattr(Files, "write_json", no_space)
         with pytest.raises(ExportError, match=r"could not write .*hf: .*No space left on device; free space"):
             export_huggingface(checkpoint, tmp_path / "hf", mesh=mesh)
         assert list(tmp_path.iterdir()) == []
@@ -236,7 +238,7 @@ class TestTarget:
     def test_overwrite_replaces_an_earlier_export(self, tmp_path: Path, checkpoint: Path, mesh: Mesh) -> None:
         export_huggingface(checkpoint, tmp_path / "hf", mesh=mesh)
         (tmp_path / "hf" / "README.md").write_text("old")
-        export_huggingface(checkpoint, tmp_path / "hf", "bfloat16", overwrite=True, mesh=mesh)
+        export_huggingface(checkpoint, tmp_path / "hf", ExportOptions("bfloat16", overwrite=True), mesh)
         assert {path.name for path in (tmp_path / "hf").iterdir()} == FILES
         assert "| stored as | bfloat16 |" in (tmp_path / "hf" / "README.md").read_text()
         assert [path.name for path in tmp_path.iterdir()] == ["hf"]
@@ -245,13 +247,13 @@ class TestTarget:
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
         with pytest.raises(ConfigError, match=r"thesis is not an export .* so --overwrite leaves it alone"):
-            export_huggingface(checkpoint, tmp_path / "thesis", overwrite=True)
+            export_huggingface(checkpoint, tmp_path / "thesis", ExportOptions(overwrite=True))
         assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
 
     def test_overwrite_leaves_files_alone(self, tmp_path: Path, checkpoint: Path) -> None:
         (tmp_path / "notes").write_text("notes")
         with pytest.raises(ConfigError, match="notes is not a folder; choose another --output"):
-            export_huggingface(checkpoint, tmp_path / "notes", overwrite=True)
+            export_huggingface(checkpoint, tmp_path / "notes", ExportOptions(overwrite=True))
 
     def test_a_place_that_cannot_be_written(self, tmp_path: Path, checkpoint: Path, mesh: Mesh) -> None:
         (tmp_path / "file").write_text("")
@@ -263,8 +265,8 @@ class TestArguments:
     """Told before anything is read or written."""
 
     def test_an_unknown_dtype(self, tmp_path: Path, checkpoint: Path) -> None:
-        with pytest.raises(ConfigError, match="dtype 'int8' is unknown; use float32, bfloat16, float16"):
-            export_huggingface(checkpoint, tmp_path / "hf", "int8")
+        with pytest.raises(ConfigError, match="dtype 'int8' is unknown to --format hf; use float32, bfloat16, float16"):
+            export_huggingface(checkpoint, tmp_path / "hf", ExportOptions("int8"))
 
     def test_transformers_is_missing(self, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "transformers", None)
@@ -281,7 +283,7 @@ class TestArguments:
         parameters["final_norm.weight"][3] = 1e5
         checkpoint = write_checkpoint(tmp_path / "c", SPEC, parameters, tokenizer_path)
         with pytest.raises(ConfigError, match=r"final_norm\.weight holds 1e\+05, too large for --dtype float16"):
-            export_huggingface(checkpoint, tmp_path / "hf", "float16", mesh=mesh)
+            export_huggingface(checkpoint, tmp_path / "hf", ExportOptions("float16"), mesh)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
