@@ -12,6 +12,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -76,7 +77,8 @@ def find_name(module: ModuleType, name: str) -> Any:
     return found
 
 
-def _instance_attributes(owner: type) -> set[str]:
+@cache
+def _instance_attributes(owner: Any) -> set[str]:
     """Names annotated in a class or assigned to `self` by it, or by a class it inherits from."""
     names: set[str] = set()
     for cls in owner.__mro__[:-1]:
@@ -100,6 +102,7 @@ def _words(found: Any) -> set[str]:
     return set(re.findall(r"[\w-]+", _source(found)))
 
 
+@cache  # inspect parses a whole file to find a class in it
 def _source(found: Any) -> str:
     """The source of a class, function or module; empty for what has none, such as a class made in C."""
     try:

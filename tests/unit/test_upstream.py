@@ -8,12 +8,14 @@ import inspect
 import itertools
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megagpt.config import ParallelSection, TrainSection
+from megagpt.parallel import upstream_check
 from megagpt.parallel.cpu import patch_deepspeed_for_cpu
 from megagpt.parallel.deepspeed_json import make_deepspeed_config
 from megagpt.parallel.upstream import UPSTREAM, Upstream
@@ -176,6 +178,20 @@ def test_a_parameter_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert "has no input_is_parallel in layers.RowParallelLinear, which model/linear.py needs for" in sentence
 
 
+@pytest.fixture
+def _sources_are_read_anew() -> Iterator[None]:
+    forget_sources()
+    yield
+    forget_sources()
+
+
+def forget_sources() -> None:
+    """What was read of other packages' source files so far."""
+    upstream_check._instance_attributes.cache_clear()
+    upstream_check._source.cache_clear()
+
+
+@pytest.mark.usefixtures("_sources_are_read_anew")
 def test_an_attribute_that_no_instance_has_any_more_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be set, and nothing would read it: gradients would be reduced before our sums, without a word."""
     from deepspeed.runtime import engine
