@@ -77,8 +77,7 @@ def find_name(module: ModuleType, name: str) -> Any:
     return found
 
 
-@cache
-def _instance_attributes(owner: Any) -> set[str]:
+def _instance_attributes(owner: type) -> set[str]:
     """Names annotated in a class or assigned to `self` by it, or by a class it inherits from."""
     names: set[str] = set()
     for cls in owner.__mro__[:-1]:

@@ -187,7 +187,6 @@ def _sources_are_read_anew() -> Iterator[None]:
 
 def forget_sources() -> None:
     """What was read of other packages' source files so far."""
-    upstream_check._instance_attributes.cache_clear()
     upstream_check._source.cache_clear()
 
 
